@@ -1,0 +1,64 @@
+package decision
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestZeroDenies(t *testing.T) {
+	var v Verdict
+	if v != Deny || v.String() != "deny" {
+		t.Errorf("zero verdict is %v", v)
+	}
+	var r Record
+	if r.Verdict != Deny {
+		t.Errorf("zero record says %v", r.Verdict)
+	}
+	if got := Unset.Verdict(); got != Deny {
+		t.Errorf("no reason gives %v", got)
+	}
+	if got := Unset.Status(); got != 500 {
+		t.Errorf("no reason gives status %d", got)
+	}
+	if got := Reason("made up").Verdict(); got != Deny {
+		t.Errorf("an unknown reason gives %v", got)
+	}
+}
+
+func TestOnlyTwoReasonsAllow(t *testing.T) {
+	for _, reason := range Reasons() {
+		var r Record
+		r.Allow(reason)
+		want := reason == Public || reason == Allowed
+		if got := r.Verdict == Allow; got != want {
+			t.Errorf("Allow(%s): allowed is %v, want %v", reason, got, want)
+		}
+		r = Record{Verdict: Allow, Reason: Allowed}
+		r.Refuse(reason, "")
+		if r.Verdict == Allow {
+			t.Errorf("Refuse(%s) allows", reason)
+		}
+		if (reason.Status() == 401) != (reason.Verdict() == Challenge) {
+			t.Errorf("%s: status %d with verdict %v", reason, reason.Status(), reason.Verdict())
+		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	r := Record{Trace: &Trace{}}
+	r.Trace.Add("route", "%q matched %s", "orders", "/api/orders/")
+	r.Refuse(InsufficientScope, "needs orders:write")
+	var b strings.Builder
+	if err := r.Explain(&b); err != nil {
+		t.Fatal(err)
+	}
+	want := "route       \"orders\" matched /api/orders/\nverdict     deny (insufficient_scope): needs orders:write\n"
+	if b.String() != want {
+		t.Errorf("got %q, want %q", b.String(), want)
+	}
+	var none *Trace
+	none.Add("nobody", "listens")
+	if none.Steps() != nil {
+		t.Error("a nil trace collected a step")
+	}
+}

@@ -1,0 +1,148 @@
+package decision
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// A Record is everything about one request: begun on arrival, filled in by the
+// walk, completed after the last byte, and read once by each of log, metrics and
+// traces. It holds no credential and no query string.
+type Record struct {
+	Time       time.Time // of arrival; every check of this request uses it
+	ID         string    // request id
+	Generation uint64    // of the configuration that decided
+
+	Method, Host, Path string     // as judged; as received where they could not be judged
+	Client             netip.Addr // the client, as far as trusted proxies vouch for it
+
+	Route, Grant                      string // names; the grant by its place, "allow[1]"
+	Issuer, Subject, Session, TokenID string // of the verified token, if any
+
+	Verdict Verdict
+	Reason  Reason
+	Shadow  Reason  // what a route under trial (shadow: true) would have answered
+	Detail  string  // for the operator; never sent to the client
+	Remedy  *Remedy // what would do instead; nil where nothing can be said
+
+	Upstream string
+	Status   int   // sent to the client; 499 if it was gone
+	Bytes    int64 // of response body sent
+	Decided  time.Duration
+	Waited   time.Duration // for the upstream's response header
+	Took     time.Duration
+
+	Trace *Trace // nil unless somebody asked why
+}
+
+// A Remedy says what the client could come back with.
+type Remedy struct {
+	Methods []string      // for Allow (RFC 9110 section 10.2.1)
+	Scopes  []string      // RFC 6750 section 3
+	ACR     []string      // RFC 9470 section 3
+	MaxAge  time.Duration // RFC 9470 section 3; 0: not asked for
+}
+
+// Refuse sets the verdict that goes with the reason. The detail is for the
+// operator alone. Refusing overrides whatever was said before.
+func (r *Record) Refuse(reason Reason, detail string) {
+	if reason.Verdict() == Allow || reason == Unset {
+		reason, detail = Internal, fmt.Sprintf("refused for %q: %s", reason, detail)
+	}
+	r.Verdict, r.Reason, r.Detail = reason.Verdict(), reason, detail
+}
+
+// Allow lets the request through. The reason is Public or Allowed; any other is
+// a bug, and refuses.
+func (r *Record) Allow(reason Reason) {
+	if reason.Verdict() != Allow {
+		r.Refuse(Internal, fmt.Sprintf("allowed for %q", reason))
+		return
+	}
+	r.Verdict, r.Reason, r.Detail = Allow, reason, ""
+}
+
+// LogValue is the record as one log line: no credential, no query string, and
+// only the members that say something.
+func (r *Record) LogValue() slog.Value {
+	as := make([]slog.Attr, 0, 24)
+	str := func(key, value string) {
+		if value != "" {
+			as = append(as, slog.String(key, value))
+		}
+	}
+	str("id", r.ID)
+	as = append(as, slog.Uint64("generation", r.Generation))
+	str("method", r.Method)
+	str("host", r.Host)
+	str("path", r.Path)
+	if r.Client.IsValid() {
+		as = append(as, slog.String("client", r.Client.String()))
+	}
+	str("route", r.Route)
+	str("grant", r.Grant)
+	str("issuer", r.Issuer)
+	str("subject", r.Subject)
+	str("session", r.Session)
+	str("token_id", r.TokenID)
+	str("verdict", r.Verdict.String())
+	str("reason", string(r.Reason))
+	str("shadow", string(r.Shadow))
+	str("detail", r.Detail)
+	str("upstream", r.Upstream)
+	as = append(as,
+		slog.Int("status", r.Status),
+		slog.Int64("bytes", r.Bytes),
+		slog.Duration("decided", r.Decided),
+		slog.Duration("waited", r.Waited),
+		slog.Duration("took", r.Took))
+	return slog.GroupValue(as...)
+}
+
+// Explain writes the steps of the decision, then the verdict, for a person.
+func (r *Record) Explain(w io.Writer) error {
+	var b strings.Builder
+	for _, s := range r.Trace.Steps() {
+		fmt.Fprintf(&b, "%-11s %s\n", s.Name, s.Text)
+	}
+	fmt.Fprintf(&b, "%-11s %s (%s)", "verdict", r.Verdict, r.Reason)
+	if r.Detail != "" {
+		fmt.Fprintf(&b, ": %s", r.Detail)
+	}
+	if r.Shadow != Unset {
+		fmt.Fprintf(&b, "; under trial: would be %s (%s)", r.Shadow.Verdict(), r.Shadow)
+	}
+	b.WriteByte('\n')
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// A Trace collects the steps of one decision. A nil Trace collects nothing, so
+// that the walk can speak without asking whether anybody listens; where making
+// the arguments costs something, ask first.
+type Trace struct{ steps []Step }
+
+// A Step is one comparison that the walk made: the stage, and what was found.
+type Step struct {
+	Name string `json:"step"`
+	Text string `json:"found"`
+}
+
+// Add appends a step. It does nothing on a nil Trace.
+func (t *Trace) Add(name, format string, args ...any) {
+	if t != nil {
+		t.steps = append(t.steps, Step{name, fmt.Sprintf(format, args...)})
+	}
+}
+
+// Steps are the steps so far, in order.
+func (t *Trace) Steps() []Step {
+	if t == nil {
+		return nil
+	}
+	return t.steps
+}
