@@ -1,0 +1,250 @@
+// Package policy decides who may do what: it reads a request's path and host in
+// the one way they can be read, finds the route, and judges the route's grants.
+//
+//	method, target, host ──ReadPath, ReadHost──► one reading, or refused
+//	host  ──► table (exact, else wildcard, else "*")
+//	path  ──► route in that table, and nowhere else; a method never picks one
+//	grants──► allowed, or the reason that would do most for the client
+//
+// A Policy is compiled once, never changed, and swapped whole. Everything here is
+// pure: no clock, no socket, no log. (net/http is imported for the pattern
+// matcher of ServeMux and the origin check, which touch neither.)
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"durward/decision"
+	"durward/token"
+)
+
+// A Policy holds the routes by host and path. It is immutable.
+type Policy struct {
+	routes   []*Route
+	exact    map[string]*table // by host name
+	wildcard map[string]*table // by what follows the first label: "example.com"
+	other    *table            // "*", or the only table there is; nil: none
+	methods  map[string]bool   // that any route may speak of
+	warnings []token.FieldError
+}
+
+// Auth says what a route asks of a request. Its zero value asks for a token.
+type Auth uint8
+
+const (
+	Required Auth = iota // a valid token, and a grant
+	Optional             // a valid token or none at all, never a bad one
+	None                 // nothing; credentials and identity are stripped all the same
+)
+
+// A Route is a compiled RouteConfig.
+type Route struct {
+	Name  string
+	Index int // in the configuration
+	Auth  Auth
+	// Issuers are the names of those accepted; nil accepts every configured one.
+	Issuers           []string
+	AllowStale        bool
+	CrossSite         *http.CrossOriginProtection // nil: not checked
+	TrustedOrigins    []string
+	Preflight         bool
+	EncodedSlash      bool
+	MaxBody           int64 // 0: no limit
+	IssuesSession     bool
+	PassAuthorization bool
+	Shadow            bool
+
+	pattern string
+	grants  []grant // nil: any valid token
+}
+
+// Pattern is the path pattern, as configured.
+func (rt *Route) Pattern() string { return rt.pattern }
+
+// Routes are all routes in the order of the configuration.
+func (p *Policy) Routes() []*Route { return p.routes }
+
+// Warnings are what a careful reader would ask about; they refuse nothing.
+func (p *Policy) Warnings() []token.FieldError { return p.warnings }
+
+// CheckMethod refuses what has no single meaning for a gateway: CONNECT and
+// TRACE (which no upstream may see from here), a method in other case, and any
+// that neither the standard nor a grant speaks of.
+func (p *Policy) CheckMethod(method string) error {
+	if !p.methods[method] {
+		return errors.New("the method is neither a standard one nor named in any grant")
+	}
+	return nil
+}
+
+// Find picks the route for a request, nil if none matches. An error says that
+// two readings of the path lead to different routes.
+func (p *Policy) Find(host Host, path Path, trace *decision.Trace) (*Route, error) {
+	t := p.table(host.Name, trace)
+	if t == nil {
+		trace.Add("route", "no route speaks of host %q", host.Name)
+		return nil, nil
+	}
+	if t.fold {
+		path = path.folded()
+	}
+	rt := t.find(path)
+	if path.parameters {
+		// A server that cuts path parameters off would look here instead.
+		if other := t.find(path.withoutParameters()); other != rt {
+			return nil, errors.New("the path leads to another route without its parameters")
+		}
+	}
+	if rt == nil {
+		trace.Add("route", "no route of host %q matches %q", t.host, path.decoded)
+		return nil, nil
+	}
+	trace.Add("route", "%q: pattern %s of host %q is the most specific for %q", rt.Name, rt.pattern, t.host, path.decoded)
+	if path.encodedSlash && !rt.EncodedSlash {
+		return rt, errors.New("the path contains %2F, which the route does not allow")
+	}
+	return rt, nil
+}
+
+func (p *Policy) table(name string, trace *decision.Trace) *table {
+	if t := p.exact[name]; t != nil {
+		return t
+	}
+	if _, rest, ok := strings.Cut(name, "."); ok {
+		if t := p.wildcard[rest]; t != nil {
+			return t
+		}
+	}
+	return p.other
+}
+
+// Named tells whether the host is one that a route names; with no host named
+// anywhere, none is.
+func (p *Policy) Named(host Host) bool {
+	t := p.table(host.Name, nil)
+	return t != nil && t != p.other
+}
+
+// A table holds the routes of one host.
+type table struct {
+	host   string
+	fold   bool // match without regard to ASCII case
+	mux    *http.ServeMux
+	routes []*Route
+}
+
+// An entry is what a pattern leads to. It is an http.Handler only because that
+// is what a ServeMux holds; nobody serves with it.
+type entry struct {
+	route   *Route
+	subtree bool // the pattern ends in "/" or "{name...}"
+	depth   int  // of the pattern, in slashes
+}
+
+// ServeHTTP refuses: a table is asked with Handler, never served.
+func (entry) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	w.WriteHeader(http.StatusInternalServerError)
+}
+
+// find matches the path. A subtree's root without its slash and a literal path
+// with an added one belong to the same route, unless another pattern matches
+// them exactly: "/admin" must not slip past the rule for "/admin/".
+func (t *table) find(path Path) *Route {
+	e, ok := t.match(path.decoded, path.escaped)
+	if ok && e.exact(path.escaped) {
+		return e.route
+	}
+	decoded, escaped := path.decoded+"/", path.escaped+"/"
+	if n := len(path.escaped); path.escaped[n-1] == '/' {
+		if n == 1 {
+			return e.route // "/" has no other spelling
+		}
+		decoded, escaped = strings.TrimSuffix(path.decoded, "/"), path.escaped[:n-1]
+	}
+	if o, found := t.match(decoded, escaped); found && o.exact(escaped) {
+		return o.route
+	}
+	return e.route
+}
+
+func (t *table) match(decoded, escaped string) (entry, bool) {
+	h, _ := t.mux.Handler(&http.Request{Method: http.MethodGet, URL: &url.URL{Path: decoded, RawPath: escaped}})
+	e, ok := h.(entry)
+	return e, ok
+}
+
+// exact tells whether the path is the one that the pattern names, and not some
+// path below it.
+func (e entry) exact(escaped string) bool {
+	return !e.subtree || strings.HasSuffix(escaped, "/") && strings.Count(escaped, "/") == e.depth
+}
+
+// newTable compiles the patterns; bad and conflicting ones are reported through
+// problem, by route.
+func newTable(host string, fold bool, routes []*Route, problem func(*Route, error)) *table {
+	t := &table{host: host, fold: fold, mux: http.NewServeMux()}
+	for _, rt := range routes {
+		pattern := rt.pattern
+		if fold {
+			pattern = lowerASCII(pattern)
+		}
+		e := entry{
+			route:   rt,
+			subtree: strings.HasSuffix(pattern, "/") || strings.HasSuffix(pattern, "...}"),
+			depth:   strings.Count(pattern, "/"),
+		}
+		if err := register(t.mux, pattern, e); err != nil {
+			for _, earlier := range t.routes {
+				if earlier.pattern == rt.pattern {
+					err = fmt.Errorf("%s is also the path of route %q; give one of them another path or host", rt.pattern, earlier.Name)
+					break
+				}
+				if conflict(earlier.pattern, pattern) {
+					err = fmt.Errorf("conflicts with %s of route %q: neither is more specific for every path; make one of them so", earlier.pattern, earlier.Name)
+					break
+				}
+			}
+			problem(rt, err)
+			continue
+		}
+		t.routes = append(t.routes, rt)
+	}
+	return t
+}
+
+// register turns the panic with which ServeMux reports a bad pattern into an error.
+func register(mux *http.ServeMux, pattern string, e entry) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			text := fmt.Sprint(v)
+			if i := strings.LastIndex(text, "): "); i >= 0 {
+				text = text[i+3:]
+			}
+			err = fmt.Errorf("pattern %q: %s", pattern, text)
+		}
+	}()
+	mux.Handle(pattern, e)
+	return nil
+}
+
+func conflict(a, b string) bool {
+	mux := http.NewServeMux()
+	return register(mux, a, entry{}) == nil && register(mux, b, entry{}) != nil
+}
+
+// missing lists the patterns of the "*" table that this one lacks: a request for
+// this host does not fall back to them.
+func (t *table) missing(other *table) []string {
+	var names []string
+	for _, rt := range other.routes {
+		if !slices.ContainsFunc(t.routes, func(own *Route) bool { return own.pattern == rt.pattern }) {
+			names = append(names, rt.Name)
+		}
+	}
+	return names
+}
