@@ -1,0 +1,254 @@
+package token
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"durward/decision"
+)
+
+// Claims are the claims of a token. Outside of tests and hypothetical questions
+// (Issuer.Suppose), only Verifier.Verify makes them: whoever holds *Claims holds
+// a token whose signature, issuer, audience and times were checked. They are
+// shared between requests and never change.
+type Claims struct {
+	Issuer   *Issuer
+	Subject  string // "" if the token has none
+	TokenID  string // jti; for a token without one, "sha256:" and the hex SHA-256 of its signing input
+	Session  string // "" if the token has none
+	Client   string // "" if the token has none
+	ACR      string // authentication context class; "" if the token has none
+	Scopes   []string
+	IssuedAt time.Time
+	Expiry   time.Time // exp as the token has it, without leeway
+	AuthTime time.Time // zero if the token has none
+
+	ids       [Kinds]ID // by kind, from 1; the zero ID where the token lacks the claim
+	notBefore time.Time // nbf without leeway; zero if the token has none
+	payload   map[string]any
+}
+
+// ID is the identity by which a revocation of this kind would name the token,
+// and whether the token has one.
+func (c *Claims) ID(kind Kind) (ID, bool) {
+	if kind < 1 || int(kind) > Kinds {
+		return ID{}, false
+	}
+	id := c.ids[kind-1]
+	return id, id != ID{}
+}
+
+// Value is the claim that the issuer's claims mapping keeps under this logical
+// name, else the one at this dotted path (see ParsePath). It is nil if the token
+// lacks it, else a string, json.Number, bool, []any or map[string]any, which the
+// caller must not change.
+func (c *Claims) Value(name string) any {
+	if path, mapped := c.Issuer.paths[name]; mapped {
+		return lookup(c.payload, path)
+	}
+	if !strings.ContainsAny(name, `.\`) {
+		return c.payload[name]
+	}
+	path, err := ParsePath(name)
+	if err != nil {
+		return nil
+	}
+	return lookup(c.payload, path)
+}
+
+func lookup(object map[string]any, path []string) any {
+	for _, name := range path[:len(path)-1] {
+		inner, ok := object[name].(map[string]any)
+		if !ok {
+			return nil
+		}
+		object = inner
+	}
+	return object[path[len(path)-1]]
+}
+
+// ParsePath splits a claim path at its dots, which reach inside objects. "\." is
+// a dot and "\\" a backslash inside a name; a path with "://" in it is one name,
+// as claims named by a URL are (https://example.com/groups).
+func ParsePath(s string) ([]string, error) {
+	if s == "" {
+		return nil, errors.New("the claim path is empty")
+	}
+	if strings.Contains(s, "://") {
+		return []string{s}, nil
+	}
+	var path []string
+	var name strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; c {
+		case '.':
+			path = append(path, name.String())
+			name.Reset()
+		case '\\':
+			if i++; i == len(s) || s[i] != '.' && s[i] != '\\' {
+				return nil, fmt.Errorf(`claim path %q: a backslash stands before a dot or another backslash only`, s)
+			}
+			name.WriteByte(s[i])
+		default:
+			name.WriteByte(c)
+		}
+	}
+	path = append(path, name.String())
+	if slices.Contains(path, "") {
+		return nil, fmt.Errorf(`claim path %q has an empty name; write "\." for a dot inside a name`, s)
+	}
+	return path, nil
+}
+
+// read makes Claims of a payload whose issuer and audience were checked. It
+// refuses what it cannot be sure about: a jti, session, subject or client of the
+// wrong type would be a token that no revocation can name. signed is the signing
+// input, which identifies a token without a jti; unlike the whole token it has
+// one spelling only, however its signature is written.
+func (i *Issuer) read(payload map[string]any, signed string) (*Claims, *Error) {
+	r := claimReader{paths: i.paths, payload: payload}
+	c := &Claims{
+		Issuer:    i,
+		IssuedAt:  r.time("iat", true),
+		Expiry:    r.time("exp", true),
+		notBefore: r.time("nbf", false),
+		AuthTime:  r.time("auth_time", false),
+		TokenID:   r.text("jti"),
+		Subject:   r.text("sub"),
+		Session:   r.text("session"),
+		Client:    r.text("client"),
+		ACR:       r.text("acr"),
+		Scopes:    r.scopes(),
+		payload:   payload,
+	}
+	if value := lookup(payload, i.paths["jti"]); value == "" || value == nil && *i.cfg.RequireJTI {
+		r.refuse("jti is missing or empty")
+	}
+	// Security event and logout tokens are signed by the same keys and say nothing
+	// about what their bearer may do (RFC 8417 section 4.1, OpenID Connect
+	// Back-Channel Logout section 2.4).
+	if _, event := payload["events"]; event {
+		r.refuse("events: a security event or logout token is no access token")
+	}
+	// A sender-constrained token (RFC 7800) without the proof is a stolen one.
+	if _, bound := payload["cnf"]; bound {
+		r.refuse("cnf: the token is bound to a key, and this gateway does not verify the binding")
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	if c.TokenID == "" {
+		sum := sha256.Sum256([]byte(signed))
+		c.TokenID = "sha256:" + hex.EncodeToString(sum[:])
+	}
+	identify := func(kind Kind, value string) {
+		if value != "" {
+			c.ids[kind-1] = Identify(kind, i.cfg.Issuer, value)
+		}
+	}
+	identify(KindToken, c.TokenID)
+	identify(KindSession, c.Session)
+	identify(KindSubject, c.Subject)
+	identify(KindClient, c.Client)
+	c.ids[KindIssuer-1] = Identify(KindIssuer, i.cfg.Issuer, "")
+	return c, nil
+}
+
+// A claimReader reads typed claims and keeps the first refusal.
+type claimReader struct {
+	paths   map[string][]string
+	payload map[string]any
+	err     *Error
+}
+
+func (r *claimReader) refuse(format string, args ...any) {
+	if r.err == nil {
+		r.err = &Error{decision.TokenClaims, fmt.Sprintf(format, args...)}
+	}
+}
+
+// text is the claim under a logical name, "" if the token lacks it.
+func (r *claimReader) text(name string) string {
+	path, mapped := r.paths[name]
+	if !mapped {
+		path = []string{name}
+	}
+	v := lookup(r.payload, path)
+	if v == nil && !present(r.payload, path) {
+		return ""
+	}
+	s, ok := v.(string)
+	if !ok {
+		r.refuse("%s is not a string", strings.Join(path, "."))
+	}
+	return s
+}
+
+// scopes reads "read write" (RFC 8693 section 4.2) as well as ["read", "write"].
+func (r *claimReader) scopes() []string {
+	path := r.paths["scopes"]
+	switch v := lookup(r.payload, path).(type) {
+	case string:
+		return slices.DeleteFunc(strings.Split(v, " "), func(s string) bool { return s == "" })
+	case []any:
+		scopes, err := textOrList(v)
+		if err != nil {
+			r.refuse("%s %v", strings.Join(path, "."), err)
+		}
+		return scopes
+	default:
+		if v != nil || present(r.payload, path) {
+			r.refuse("%s is neither a string nor an array of strings", strings.Join(path, "."))
+		}
+	}
+	return nil
+}
+
+// present tells a claim that is null, which has the wrong type, from one that is
+// not there.
+func present(object map[string]any, path []string) bool {
+	for _, name := range path[:len(path)-1] {
+		inner, ok := object[name].(map[string]any)
+		if !ok {
+			return false
+		}
+		object = inner
+	}
+	_, ok := object[path[len(path)-1]]
+	return ok
+}
+
+// latest is the first second of the year 10000, where RFC 3339 ends.
+const latest = 253402300800
+
+// time reads a NumericDate (RFC 7519 section 2): seconds, fractions allowed. The
+// range is checked before the conversion, because a float64 beyond int64 wraps
+// into the far past, which made 1e308 a valid nbf elsewhere. Microseconds are
+// kept, what a float64 can tell apart.
+func (r *claimReader) time(name string, required bool) time.Time {
+	v, ok := r.payload[name]
+	if !ok {
+		if required {
+			r.refuse("%s is missing", name)
+		}
+		return time.Time{}
+	}
+	number, ok := v.(json.Number)
+	if !ok {
+		r.refuse("%s is not a number", name)
+		return time.Time{}
+	}
+	seconds, err := strconv.ParseFloat(string(number), 64)
+	if err != nil || !(seconds > 0 && seconds < latest) {
+		r.refuse("%s is out of range: %s", name, clip(string(number)))
+		return time.Time{}
+	}
+	return time.UnixMicro(int64(seconds * 1e6))
+}

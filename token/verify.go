@@ -1,0 +1,325 @@
+// Package token finds the JWT of a request, verifies it, and says what is in it.
+//
+//	Finder.Find ──► raw text ──► Verifier.Verify ──► *Claims ──► denylist, policy, identity headers
+//	                                │      ▲
+//	                                ▼      │ by iss, exactly
+//	                              Cache   Issuer ──► KeySet ◄── URL, discovery or file
+//
+// A token is an attacker's text until its last check. So the cheap and local
+// checks come first, and garbage causes no fetch and no signature check; JSON and
+// base64url are read by decoders that refuse what has two readings, because
+// golang-jwt's parser accepts duplicate and case-folded members, missing exp, line
+// breaks inside of segments and much else. Of the libraries only the arithmetic is
+// used: golang-jwt verifies a signature with one key, jwkset makes a key of a JWK.
+//
+// Keys belong to one issuer. A token is verified with its issuer's keys or not at
+// all, and its identity for revocation is (issuer, claim), so that issuers cannot
+// speak for each other.
+//
+// The zero value of everything here refuses.
+package token
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+	"unsafe"
+
+	"durward/decision"
+)
+
+// capacityTimeout is how long a token waits for its turn to be verified.
+const capacityTimeout = time.Second
+
+// A Verifier verifies tokens of its issuers. It never changes; a reload makes a
+// new one with the same Cache.
+type Verifier struct {
+	issuers  []*Issuer
+	byURL    map[string]*Issuer
+	cache    *Cache
+	maxBytes int
+	slots    chan struct{} // one for each signature that is being checked
+}
+
+// NewVerifier makes a Verifier for issuers whose names and URLs differ; where two
+// have the same URL, its tokens are refused. A nil cache remembers nothing.
+// Tokens longer than maxTokenBytes are refused.
+func NewVerifier(issuers []*Issuer, cache *Cache, maxTokenBytes int) *Verifier {
+	v := &Verifier{
+		issuers:  slices.Clone(issuers),
+		byURL:    make(map[string]*Issuer, len(issuers)),
+		cache:    cache,
+		maxBytes: maxTokenBytes,
+		slots:    make(chan struct{}, 4*runtime.GOMAXPROCS(0)),
+	}
+	for _, i := range issuers {
+		if _, twice := v.byURL[i.URL()]; twice {
+			v.byURL[i.URL()] = nil
+			continue
+		}
+		v.byURL[i.URL()] = i
+	}
+	return v
+}
+
+// Issuers are the issuers whose tokens are verified.
+func (v *Verifier) Issuers() []*Issuer { return slices.Clone(v.issuers) }
+
+// Verify checks the token and returns its claims, or says why not; exactly one of
+// the two is nil. accept are the names of the issuers that the route accepts; nil
+// means all, and an empty list none. now is the time of the request's arrival. It
+// may wait for a key that the issuer has just begun to use, for at most 3 s, and
+// for its turn to check a signature, for at most 1 s.
+//
+// With a trace the cache is not asked, so that every step can be told. Revocation
+// is the caller's next question, after a cached answer as after a fresh one.
+func (v *Verifier) Verify(ctx context.Context, raw string, accept []string, now time.Time, trace *decision.Trace) (*Claims, *Error) {
+	if len(raw) > v.maxBytes {
+		return nil, &Error{decision.TokenMalformed, fmt.Sprintf("the token has %d bytes, more than %d", len(raw), v.maxBytes)}
+	}
+	// Hashed in place: a copy would be the only allocation of a cached answer.
+	digest := sha256.Sum256(unsafe.Slice(unsafe.StringData(raw), len(raw)))
+	if trace == nil {
+		c := v.recall(&digest, now)
+		v.cache.count(c != nil)
+		if c != nil {
+			if err := v.recheck(c, accept, now); err != nil {
+				return nil, err
+			}
+			return c, nil
+		}
+	}
+
+	t, err := parse(raw)
+	if err != nil {
+		return nil, &Error{decision.TokenMalformed, err.Error()}
+	}
+	issuer, refused := v.check(t, accept)
+	if refused != nil {
+		return nil, refused
+	}
+	if trace != nil {
+		trace.Add("token", "typ %q is accepted; iss %q is issuer %q; aud %v", clip(t.typ), issuer.URL(), issuer.Name(), t.payload["aud"])
+	}
+	c, refused := issuer.read(t.payload, t.signed)
+	if refused != nil {
+		return nil, refused
+	}
+	if trace != nil {
+		trace.Add("token", "sub %q, jti %q, sid %q, client %q, scopes %q", c.Subject, c.TokenID, c.Session, c.Client, c.Scopes)
+		trace.Add("token", "issued %v, expires %v", relative(c.IssuedAt, now), relative(c.Expiry, now))
+	}
+	if refused := issuer.checkTimes(c, now); refused != nil {
+		return nil, refused
+	}
+	if !slices.Contains(issuer.cfg.Algorithms, t.alg) {
+		return nil, &Error{decision.TokenAlgorithm, fmt.Sprintf("alg %q is not among %q", clip(t.alg), issuer.cfg.Algorithms)}
+	}
+	key, keys, refused := issuer.keys.key(ctx, t, now)
+	if refused != nil {
+		return nil, refused
+	}
+	if trace != nil {
+		trace.Add("keys", "kid %q is a key of %q, %s, refreshed %v ago", clip(key.kid), issuer.Name(), key.describe(), keys.age(now).Round(time.Second))
+	}
+	if refused := v.checkSignature(ctx, t, key); refused != nil {
+		return nil, refused
+	}
+	if trace != nil {
+		trace.Add("signature", "%s verifies", t.alg)
+	}
+	_, leeway := issuer.limits(c.IssuedAt)
+	v.cache.set(&entry{digest, c, keys.generation}, c.Expiry.Add(leeway).Sub(now))
+	return c, nil
+}
+
+// recall is what the cache knows of the token, if the same keys would verify it
+// again: its issuer is still one of ours as it was, with the same key set.
+func (v *Verifier) recall(digest *[sha256.Size]byte, now time.Time) *Claims {
+	e := v.cache.get(digest)
+	if e == nil || v.byURL[e.claims.Issuer.URL()] != e.claims.Issuer {
+		return nil
+	}
+	keys := e.claims.Issuer.keys.usable(now)
+	if keys == nil || keys.generation != e.generation {
+		return nil
+	}
+	return e.claims
+}
+
+// recheck repeats what depends on the route and the time.
+func (v *Verifier) recheck(c *Claims, accept []string, now time.Time) *Error {
+	if err := accepted(c.Issuer, accept); err != nil {
+		return err
+	}
+	return c.Issuer.checkTimes(c, now)
+}
+
+func accepted(i *Issuer, accept []string) *Error {
+	if accept != nil && !slices.Contains(accept, i.Name()) {
+		return &Error{decision.TokenIssuer, fmt.Sprintf("the route accepts %q, not issuer %q", accept, i.Name())}
+	}
+	return nil
+}
+
+// check compares typ, iss and aud.
+func (v *Verifier) check(t *parsed, accept []string) (*Issuer, *Error) {
+	iss, isString := t.payload["iss"].(string)
+	issuer := v.byURL[iss]
+	typ := typeName(t.typ)
+	takes := func(i *Issuer) bool { return slices.Contains(i.types, typ) }
+	switch {
+	case issuer != nil && !takes(issuer), issuer == nil && !slices.ContainsFunc(v.issuers, takes):
+		return nil, &Error{decision.TokenType, fmt.Sprintf("typ %q is not accepted", clip(t.typ))}
+	case !isString:
+		return nil, &Error{decision.TokenIssuer, "iss is missing or not a string"}
+	case issuer == nil:
+		return nil, &Error{decision.TokenIssuer, fmt.Sprintf("iss %q is no configured issuer", clip(iss))}
+	}
+	if err := accepted(issuer, accept); err != nil {
+		return nil, err
+	}
+	audience, err := textOrList(t.payload["aud"])
+	if err != nil {
+		return nil, &Error{decision.TokenAudience, "aud " + err.Error()}
+	}
+	if !slices.ContainsFunc(audience, func(a string) bool { return slices.Contains(issuer.cfg.Audiences, a) }) {
+		return nil, &Error{decision.TokenAudience, fmt.Sprintf("aud %s has none of %q", clip(fmt.Sprintf("%q", audience)), issuer.cfg.Audiences)}
+	}
+	return issuer, nil
+}
+
+// checkTimes compares the token's times with now and with the limits it is held to.
+func (i *Issuer) checkTimes(c *Claims, now time.Time) *Error {
+	life, leeway := i.limits(c.IssuedAt)
+	switch {
+	case !now.Before(c.Expiry.Add(leeway)):
+		return &Error{decision.TokenExpired, fmt.Sprintf("expired %v, leeway %v", relative(c.Expiry, now), leeway)}
+	case !c.notBefore.IsZero() && now.Before(c.notBefore.Add(-leeway)):
+		return &Error{decision.TokenNotYetValid, fmt.Sprintf("not valid before %v, leeway %v", relative(c.notBefore, now), leeway)}
+	case c.IssuedAt.After(now.Add(*i.cfg.Skew)):
+		return &Error{decision.TokenNotYetValid, fmt.Sprintf("issued %v, skew %v", relative(c.IssuedAt, now), *i.cfg.Skew)}
+	case c.Expiry.Sub(c.IssuedAt) > life:
+		return &Error{decision.TokenLifetime, fmt.Sprintf("lives for %v, more than max_lifetime %v", c.Expiry.Sub(c.IssuedAt), life)}
+	}
+	return nil
+}
+
+// relative is a time as a person compares it.
+func relative(t, now time.Time) string {
+	text, d := t.UTC().Format(time.RFC3339), t.Sub(now).Round(time.Millisecond)
+	if d < 0 {
+		return fmt.Sprintf("%s (%v ago)", text, -d)
+	}
+	return fmt.Sprintf("%s (in %v)", text, d)
+}
+
+// checkSignature is the only expensive step, so only so many run at once: a flood
+// of tokens with bad signatures must leave time for those who are known.
+func (v *Verifier) checkSignature(ctx context.Context, t *parsed, key *jwk) *Error {
+	select {
+	case v.slots <- struct{}{}:
+	default:
+		timer := time.NewTimer(capacityTimeout)
+		defer timer.Stop()
+		select {
+		case v.slots <- struct{}{}:
+		case <-timer.C:
+			return &Error{decision.Overloaded, fmt.Sprintf("no capacity to verify a signature within %v", capacityTimeout)}
+		case <-ctx.Done():
+			return &Error{decision.Overloaded, "the request ended before its signature was verified"}
+		}
+	}
+	defer func() { <-v.slots }()
+	if err := signingMethod(t.alg).Verify(t.signed, t.signature, key.public); err != nil {
+		return &Error{decision.TokenSignature, fmt.Sprintf("%s with kid %q: the signature does not verify", t.alg, clip(key.kid))}
+	}
+	return nil
+}
+
+// parsed is a token of good form, of which nothing is believed yet.
+type parsed struct {
+	alg, typ  string // as written; typ JWT if it is missing
+	kid       string
+	named     bool // it has a kid
+	payload   map[string]any
+	signed    string // the signing input: header, dot, payload
+	signature []byte
+}
+
+// parse takes a compact JWS (RFC 7515 section 7.1) apart. There is one spelling
+// only of each token, up to its signature.
+func parse(raw string) (*parsed, error) {
+	head, rest, _ := strings.Cut(raw, ".")
+	body, tail, ok := strings.Cut(rest, ".")
+	if !ok || strings.Contains(tail, ".") {
+		return nil, errors.New("not three segments")
+	}
+	header, err := decodePart(head)
+	if err != nil {
+		return nil, fmt.Errorf("header: %w", err)
+	}
+	t := &parsed{typ: "JWT", signed: raw[:len(head)+1+len(body)]}
+	if t.payload, err = decodePart(body); err != nil {
+		return nil, fmt.Errorf("payload: %w", err)
+	}
+	if t.signature, err = decodeSegment(tail); err != nil {
+		return nil, fmt.Errorf("signature: %w", err)
+	}
+	// Extensions that must be understood (RFC 7515 section 4.1.11), an unencoded
+	// payload (RFC 7797), compression, a token inside of a token: none is, and each
+	// would change what the signature says. jwk, jku, x5c and x5u are ignored: keys
+	// that a token brings along prove nothing.
+	for _, name := range []string{"crit", "b64", "zip", "cty"} {
+		if _, ok := header[name]; ok {
+			return nil, fmt.Errorf("header: %s is not supported", name)
+		}
+	}
+	var isString bool
+	if t.alg, isString = header["alg"].(string); !isString {
+		return nil, errors.New("header: alg is missing or not a string")
+	}
+	if typ, ok := header["typ"]; ok {
+		if t.typ, isString = typ.(string); !isString {
+			return nil, errors.New("header: typ is not a string")
+		}
+	}
+	if kid, ok := header["kid"]; ok {
+		if t.kid, t.named = kid.(string); !t.named {
+			return nil, errors.New("header: kid is not a string")
+		}
+	}
+	return t, nil
+}
+
+func decodePart(segment string) (map[string]any, error) {
+	text, err := decodeSegment(segment)
+	if err != nil {
+		return nil, err
+	}
+	return decodeObject(text)
+}
+
+// textOrList reads a string or an array of strings.
+func textOrList(v any) ([]string, error) {
+	switch v := v.(type) {
+	case string:
+		return []string{v}, nil
+	case []any:
+		list := make([]string, len(v))
+		for i, member := range v {
+			s, ok := member.(string)
+			if !ok {
+				return nil, errors.New("has a member that is not a string")
+			}
+			list[i] = s
+		}
+		return list, nil
+	}
+	return nil, errors.New("is missing, or neither a string nor an array of strings")
+}
