@@ -1,0 +1,25 @@
+// Package denylist holds what has been revoked, exactly and in memory, and knows
+// how fresh that knowledge is.
+//
+//	a feed ──lines──► Parse ──► Source.Apply ──┐
+//	an operator ────► Parse ──► Journal.Append │
+//	                              └─ List.Add ─┴──► 256 shards: denials, cutoffs
+//	                                                     ▲
+//	a verified token ──────────────────────► List.Check ─┘   which rule, if any
+//	a route's on_stale ────────────────────► List.State      may the answer be trusted
+//
+// There are two forms of revocation. A denial names one token (jti) or one
+// session (sid) and is a bare identity. A cutoff names a subject, a client, a
+// session or a whole issuer and a time: what was issued at or before it is
+// refused. Everything is a union: cutoffs only rise, sets only grow, whatever
+// order the lines come in, however often, from however many feeds. Nothing that
+// a feed does (empty, older, truncated, recreated) lifts a revocation. An entry
+// leaves by one door only, [List.Sweep], when no token that it covers can be
+// accepted any more.
+//
+// It is not a cache: it has no admission policy and evicts nothing. Being full
+// is an error that makes the source stale, for a list that silently drops an
+// entry is a list that lets a revoked token pass. Nor is it a Bloom filter,
+// whose answers are wrong in one direction by design and, where its hash state
+// is shared, in the other one too.
+package denylist

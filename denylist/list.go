@@ -1,0 +1,403 @@
+package denylist
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"durward/token"
+)
+
+// ErrFull is what errors of Add and Apply wrap when the list has no room for an
+// entry. The list never makes room by forgetting one.
+var ErrFull = errors.New("the denylist is full")
+
+const (
+	shards     = 256
+	sweepEvery = time.Minute
+
+	// Measured at a million entries: what one takes in memory, the slack of the
+	// maps included.
+	denialBytes = 45
+	cutoffBytes = 150
+)
+
+// A List is everything that is revoked. One lives as long as the process, across
+// reloads. Only [New] makes one. All methods may be called at any time by anybody.
+type List struct {
+	seed   maphash.Seed
+	start  time.Time
+	max    atomic.Int64
+	shards [shards]shard
+
+	// How many entries there are, by kind: Check skips the kinds of which there are
+	// none. Counted before an entry is stored and after it is dropped, so that a
+	// count is never less than what a reader could find.
+	total            atomic.Int64
+	denials, cutoffs [token.Kinds + 1]atomic.Int64
+
+	issuers atomic.Pointer[Issuers]
+	sources atomic.Pointer[[]*Source]
+	joining sync.Mutex // held to change sources
+}
+
+// A shard holds the entries whose keyed hash falls to it. The maps of the
+// denials hold no pointers, so that the garbage collector does not walk through
+// millions of them. The identities are themselves hashes; the index is keyed per
+// process so that nobody can choose many jti that fall into one shard.
+type shard struct {
+	mu      sync.RWMutex
+	denials [token.KindSession + 1]map[token.ID]uint32 // by kind: when it may be forgotten, in seconds since 1970
+	cutoffs map[token.ID]cutoffs
+}
+
+// New is an empty list that takes at most maxEntries entries. Its state is Live:
+// with no source, there is nothing to be out of step with.
+func New(maxEntries int) *List {
+	l := &List{seed: maphash.MakeSeed(), start: time.Now()}
+	l.SetMaxEntries(maxEntries)
+	l.SetIssuers(nil)
+	l.sources.Store(&[]*Source{})
+	return l
+}
+
+// SetIssuers says which issuers are configured from now on. What is held for an
+// issuer that is not among them stays.
+func (l *List) SetIssuers(issuers Issuers) {
+	issuers = slices.Clone(issuers)
+	l.issuers.Store(&issuers)
+}
+
+// Issuers are the configured issuers. The slice is shared; nobody changes it.
+func (l *List) Issuers() Issuers { return *l.issuers.Load() }
+
+// SetMaxEntries changes how many entries fit. A lower limit forgets nothing.
+func (l *List) SetMaxEntries(n int) { l.max.Store(int64(n)) }
+
+// Check finds a rule that refuses the token and says of which kind it is, 0 if
+// there is none. It allocates nothing and never waits for more than the writing
+// of one entry. It asks no clock: what is held is enforced, be it past its
+// retention or not. Claims without an issuer, which nothing verified, are refused.
+func (l *List) Check(c *token.Claims, _ time.Time) token.Kind {
+	if _, ok := c.ID(token.KindIssuer); !ok {
+		return token.KindIssuer
+	}
+	// From what is refused at large to the single token: the answer is the rule
+	// that a person would name.
+	for _, kind := range [...]token.Kind{token.KindIssuer, token.KindClient, token.KindSubject, token.KindSession, token.KindToken} {
+		if l.denials[kind].Load()+l.cutoffs[kind].Load() == 0 {
+			continue
+		}
+		id, ok := c.ID(kind)
+		if !ok {
+			continue
+		}
+		until, cs := l.find(kind, id)
+		if until > 0 || cs.refuse(c) {
+			return kind
+		}
+	}
+	return 0
+}
+
+// find is what is held for one identity: when its denial may be forgotten, 0 if
+// there is none, and its cutoffs.
+func (l *List) find(kind token.Kind, id token.ID) (until uint32, cs cutoffs) {
+	s := l.shard(id)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if int(kind) < len(s.denials) {
+		until = s.denials[kind][id]
+	}
+	return until, s.cutoffs[id]
+}
+
+func (l *List) shard(id token.ID) *shard {
+	return &l.shards[maphash.Bytes(l.seed, id[:])%shards]
+}
+
+// An Entry is what the list holds for one identity.
+type Entry struct {
+	Kind   token.Kind
+	Before time.Time // the latest cutoff, in whole seconds; zero if the identity itself is denied
+	Until  time.Time // when it may be forgotten
+}
+
+// Lookup is what the list holds under a name, for an operator who asks. It does
+// not say what other rules would refuse: a token's session or subject may be
+// revoked where the token is not.
+func (l *List) Lookup(kind token.Kind, issuer, value string) (Entry, bool) {
+	until, cs := l.find(kind, token.Identify(kind, issuer, value))
+	if until == 0 && cs.until == 0 {
+		return Entry{}, false
+	}
+	e := Entry{Kind: kind, Until: time.Unix(int64(max(until, cs.until)), 0).UTC()}
+	if until == 0 {
+		e.Before = time.Unix(cs.latest(), 0).UTC()
+	}
+	return e, true
+}
+
+// Add adds what this gateway itself accepted. Once it returns, no request with
+// such a token passes. An error wraps ErrFull: what fits was added all the same,
+// and entries that are held already can always be raised.
+func (l *List) Add(rs []Revocation, now time.Time) error {
+	_, err := l.apply(rs, now)
+	return err
+}
+
+// apply adds revocations and counts those that did not fit.
+func (l *List) apply(rs []Revocation, now time.Time) (left int, err error) {
+	past, _ := l.clocks(now)
+	for i := range rs {
+		until := saturate(l.Retention(rs[i], now))
+		if int64(until) < past.Unix() {
+			continue // nothing that it covers can be accepted any more
+		}
+		if !l.put(&rs[i], until) {
+			left++
+		}
+	}
+	if left > 0 {
+		return left, fmt.Errorf("%w: %d of %d revocations do not fit beside the %d entries held; raise denylist.max_entries (%d)",
+			ErrFull, left, len(rs), l.total.Load(), l.max.Load())
+	}
+	return 0, nil
+}
+
+func (l *List) put(r *Revocation, until uint32) bool {
+	id := token.Identify(r.Kind, r.Issuer, r.Value)
+	s := l.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r.Denial() {
+		held, ok := s.denials[r.Kind][id]
+		if !ok && !l.reserve(&l.denials[r.Kind]) {
+			return false
+		}
+		if s.denials[r.Kind] == nil {
+			s.denials[r.Kind] = make(map[token.ID]uint32)
+		}
+		s.denials[r.Kind][id] = max(held, until)
+		return true
+	}
+	held, ok := s.cutoffs[id]
+	if !ok && !l.reserve(&l.cutoffs[r.Kind]) {
+		return false
+	}
+	if s.cutoffs == nil {
+		s.cutoffs = make(map[token.ID]cutoffs)
+	}
+	held = held.with(newCutoff(r))
+	held.kind, held.until = r.Kind, max(held.until, until)
+	s.cutoffs[id] = held
+	return true
+}
+
+// reserve takes room for one entry and counts it.
+func (l *List) reserve(kind *atomic.Int64) bool {
+	for {
+		n := l.total.Load()
+		if n >= l.max.Load() {
+			return false
+		}
+		if l.total.CompareAndSwap(n, n+1) {
+			kind.Add(1)
+			return true
+		}
+	}
+}
+
+func (l *List) release(kind *atomic.Int64) {
+	kind.Add(-1)
+	l.total.Add(-1)
+}
+
+// Retention is when the revocation may be forgotten: when no token that it covers
+// can be accepted any more, or at its Expiry if that is later. Whoever appends to
+// the journal sets Expiry to it first, so that a replay keeps the entry as long
+// whatever the configuration says by then. For an issuer whose limits are not
+// known and without Expiry that is as late as can be.
+func (l *List) Retention(r Revocation, now time.Time) time.Time {
+	limits, ok := l.Issuers().find(r.Issuer)
+	if !ok || limits.MaxLifetime <= 0 {
+		if ok || r.Expiry.IsZero() {
+			return time.Unix(math.MaxUint32, 0).UTC()
+		}
+		return r.Expiry
+	}
+	// A denial speaks of tokens that may be issued up to now, by whichever clock
+	// is ahead: a clock set back must not shorten the time until it is set right.
+	_, from := l.clocks(now)
+	if !r.Denial() {
+		from = r.Before
+		if r.ByAuthTime {
+			from = from.Add(loginAge)
+		}
+	}
+	// One second more, as iat is often cut to whole seconds.
+	until := from.Add(limits.MaxLifetime + limits.Leeway + limits.Skew + time.Second)
+	if r.Expiry.After(until) {
+		return r.Expiry
+	}
+	return wall(until)
+}
+
+// clocks are the present time by two clocks, the earlier one first: the wall
+// clock, which may be stepped, and the process's start plus the time it has run,
+// which is only as right as the start was. Forgetting asks the earlier one, so
+// that no step revives what is revoked.
+func (l *List) clocks(now time.Time) (earlier, later time.Time) {
+	now, steady := now.Round(0), l.start.Round(0).Add(time.Since(l.start))
+	if now.Before(steady) {
+		return now, steady
+	}
+	return steady, now
+}
+
+// saturate is a time in seconds since 1970, rounded up; past 2106 it is the
+// largest number, which Sweep takes for never.
+func saturate(t time.Time) uint32 {
+	s := t.Unix()
+	if t.Nanosecond() > 0 {
+		s++
+	}
+	return uint32(min(max(s, 0), math.MaxUint32))
+}
+
+// Sweep drops what may be forgotten and counts it. Readers wait only for the
+// deletions: what is to go is looked for beside them.
+func (l *List) Sweep(now time.Time) (dropped int) {
+	earlier, _ := l.clocks(now)
+	past := uint32(min(max(earlier.Unix(), 0), math.MaxUint32))
+	for i := range l.shards {
+		dropped += l.sweep(&l.shards[i], past)
+	}
+	return dropped
+}
+
+func (l *List) sweep(s *shard, past uint32) (dropped int) {
+	var denials [len(s.denials)][]token.ID
+	var cutoffs []token.ID
+	s.mu.RLock()
+	for kind := range s.denials {
+		for id, until := range s.denials[kind] {
+			if until < past {
+				denials[kind] = append(denials[kind], id)
+			}
+		}
+	}
+	for id, c := range s.cutoffs {
+		if c.until < past {
+			cutoffs = append(cutoffs, id)
+		}
+	}
+	s.mu.RUnlock()
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for kind := range denials {
+		for _, id := range denials[kind] {
+			if s.denials[kind][id] < past { // it may have been raised meanwhile
+				delete(s.denials[kind], id)
+				l.release(&l.denials[kind])
+				dropped++
+			}
+		}
+	}
+	for _, id := range cutoffs {
+		if c := s.cutoffs[id]; c.until < past {
+			delete(s.cutoffs, id)
+			l.release(&l.cutoffs[c.kind])
+			dropped++
+		}
+	}
+	return dropped
+}
+
+// Run sweeps once a minute until the context ends, and returns nil.
+func (l *List) Run(ctx context.Context) error {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-t.C:
+			l.Sweep(now)
+		}
+	}
+}
+
+// Stats says how much is held.
+type Stats struct {
+	Entries [token.Kinds + 1]int // by token.Kind; a session that is denied and has a cutoff counts twice
+	Total   int
+	Max     int   // entries that fit
+	Bytes   int64 // an estimate of the memory they take
+}
+
+// Stats says how much is held.
+func (l *List) Stats() Stats {
+	st := Stats{Total: int(l.total.Load()), Max: int(l.max.Load())}
+	for kind := range st.Entries {
+		denials, cutoffs := l.denials[kind].Load(), l.cutoffs[kind].Load()
+		st.Entries[kind] = int(denials + cutoffs)
+		st.Bytes += denials*denialBytes + cutoffs*cutoffBytes
+	}
+	return st
+}
+
+// Source registers a feed, which then has a say in State: until it is in step the
+// list is not Live.
+func (l *List) Source(name string, lease time.Duration) *Source {
+	s := l.Candidate(name, lease)
+	l.Join(s)
+	return s
+}
+
+// Candidate is a source that has no say yet: what it tells is enforced, but State
+// does not wait for it. A feed that a reload adds is followed as a candidate until
+// it is in step, so that the reload refuses nobody.
+func (l *List) Candidate(name string, lease time.Duration) *Source {
+	s := &Source{list: l, name: name}
+	s.now.Store(&vitals{lease: lease})
+	return s
+}
+
+// Join gives a candidate its say in State.
+func (l *List) Join(s *Source) {
+	l.joining.Lock()
+	defer l.joining.Unlock()
+	joined := append(slices.Clone(l.Sources()), s)
+	l.sources.Store(&joined)
+}
+
+// Remove takes away a feed's say in State. What it told stays.
+func (l *List) Remove(s *Source) {
+	l.joining.Lock()
+	defer l.joining.Unlock()
+	left := slices.DeleteFunc(slices.Clone(l.Sources()), func(o *Source) bool { return o == s })
+	l.sources.Store(&left)
+}
+
+// Sources are the registered feeds, oldest first. The slice is shared; nobody
+// changes it.
+func (l *List) Sources() []*Source { return *l.sources.Load() }
+
+// State is the state of the source that vouches for the least; Live without one.
+func (l *List) State(now time.Time) State {
+	worst := Live
+	for _, s := range l.Sources() {
+		if state := s.State(now); state.worse(worst) {
+			worst = state
+		}
+	}
+	return worst
+}

@@ -1,0 +1,181 @@
+package denylist
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A State says how far a source, or the whole list, may be trusted to know what
+// was revoked. Its zero value is Cold, which no policy lets pass.
+type State uint8
+
+const (
+	Cold    State = iota // nothing was ever heard
+	Syncing              // begun, and not yet in step once
+	Live                 // in step, and heard from within the lease
+	Stale                // was in step once; silent for longer than the lease, or its entries do not all fit
+)
+
+// String is the state as status pages and metric labels spell it.
+func (s State) String() string {
+	switch s {
+	case Syncing:
+		return "syncing"
+	case Live:
+		return "live"
+	case Stale:
+		return "stale"
+	}
+	return "cold"
+}
+
+// worse orders states by how little they vouch for. A stale source knew
+// everything once; one that was never in step knows nothing yet, so that Cold
+// and Syncing must not hide behind it.
+func (s State) worse(than State) bool {
+	rank := func(s State) int {
+		switch s {
+		case Live:
+			return 3
+		case Stale:
+			return 2
+		case Syncing:
+			return 1
+		}
+		return 0
+	}
+	return rank(s) < rank(than)
+}
+
+// A Source is what one feed told the list, and when it was last heard from. Only
+// [List.Source] and [List.Candidate] make one. All methods may be called at any time by anybody.
+//
+// A feed says Begin when it starts to read, Apply for what it reads, and Synced
+// when it has read everything there is; again and again, or, once in step, Apply
+// and Synced alone.
+type Source struct {
+	list  *List
+	name  string
+	write sync.Mutex             // held to change what now points to
+	now   atomic.Pointer[vitals] // never nil, never changed: State is asked on every request
+}
+
+type vitals struct {
+	lease  time.Duration
+	begun  bool
+	synced bool      // in step once
+	last   time.Time // sign of life; says something if synced
+
+	full bool // entries were refused for lack of room and have not been taken since
+	lost bool // the same, since the last Begin
+
+	applied, refused uint64
+	failure, refusal error // the last of each; the failure until the next sign of life
+}
+
+func (s *Source) change(f func(*vitals)) {
+	s.write.Lock()
+	defer s.write.Unlock()
+	v := *s.now.Load()
+	f(&v)
+	s.now.Store(&v)
+}
+
+// Name is the feed's name in the configuration.
+func (s *Source) Name() string { return s.name }
+
+// SetLease changes how long the source stays live after a sign of life.
+func (s *Source) SetLease(lease time.Duration) { s.change(func(v *vitals) { v.lease = lease }) }
+
+// Begin says that the feed starts to read: from its beginning, or from the first
+// thing that could not be applied.
+func (s *Source) Begin() {
+	s.change(func(v *vitals) { v.begun, v.lost = true, false })
+}
+
+// Apply adds revocations to the list; once it returns, they are enforced. It
+// only ever adds. An error wraps ErrFull: what fits was added all the same, and
+// the source is stale until a reading without such an error, Begin to Synced, has
+// brought what is missing.
+func (s *Source) Apply(rs []Revocation, now time.Time) error {
+	left, err := s.list.apply(rs, now)
+	s.change(func(v *vitals) {
+		v.applied += uint64(len(rs) - left)
+		if err != nil {
+			v.full, v.lost, v.failure = true, true, err
+		}
+	})
+	return err
+}
+
+// Synced says that everything there is to know at this time was applied. The
+// lease starts anew.
+func (s *Source) Synced(now time.Time) {
+	s.change(func(v *vitals) {
+		if v.lost {
+			return // the feed is in step, the list is not
+		}
+		v.begun, v.synced, v.full, v.last, v.failure = true, true, false, now, nil
+	})
+}
+
+// Failed remembers for Status why the feed cannot be read. It changes no state:
+// what was learned stays valid until the lease ends.
+func (s *Source) Failed(err error) { s.change(func(v *vitals) { v.failure = err }) }
+
+// Refused counts lines that were not understood, and remembers why the last one
+// was not.
+func (s *Source) Refused(n int, err error) {
+	s.change(func(v *vitals) {
+		v.refused += uint64(n)
+		v.refusal = err
+	})
+}
+
+// State is the state of the source.
+func (s *Source) State(now time.Time) State { return s.now.Load().state(now) }
+
+func (v *vitals) state(now time.Time) State {
+	switch {
+	case !v.begun:
+		return Cold
+	case !v.synced:
+		return Syncing
+	case v.full || v.age(now) > v.lease:
+		return Stale
+	}
+	return Live
+}
+
+// age is the time since the last sign of life by the clock that shows more of it:
+// the monotonic clock stands still while the machine sleeps, and the wall clock
+// may be set back.
+func (v *vitals) age(now time.Time) time.Duration {
+	return max(now.Sub(v.last), now.Round(0).Sub(v.last.Round(0)))
+}
+
+// A SourceStatus describes a source to an operator.
+type SourceStatus struct {
+	Name    string
+	State   State
+	Synced  bool          // it has been in step once
+	Age     time.Duration // since the last sign of life; negative: there was none
+	Applied uint64        // revocations taken, repetitions included
+	Refused uint64        // lines not understood
+	Error   string        // what failed since the last sign of life, or why the last line was refused; "" if all is well
+}
+
+// Status describes the source.
+func (s *Source) Status(now time.Time) SourceStatus {
+	v := s.now.Load()
+	st := SourceStatus{Name: s.name, State: v.state(now), Synced: v.synced, Age: -1, Applied: v.applied, Refused: v.refused}
+	if v.synced {
+		st.Age = max(0, v.age(now))
+	}
+	if err := errors.Join(v.failure, v.refusal); err != nil {
+		st.Error = err.Error()
+	}
+	return st
+}

@@ -1,0 +1,194 @@
+package denylist
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestZeroStateIsCold(t *testing.T) {
+	var s State
+	if s != Cold || s.String() != "cold" {
+		t.Errorf("the zero state is %v", s)
+	}
+}
+
+func TestSourceStates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newList(10)
+		if got := l.State(time.Now()); got != Live {
+			t.Errorf("without a source: %v, want live", got)
+		}
+		s := l.Source("f", 5*time.Second)
+		expect := func(when string, want State) {
+			t.Helper()
+			if got := s.State(time.Now()); got != want {
+				t.Errorf("%s: %v, want %v", when, got, want)
+			}
+			if got := l.State(time.Now()); got != want {
+				t.Errorf("%s: the list is %v, want %v", when, got, want)
+			}
+		}
+		expect("registered", Cold)
+		if st := s.Status(time.Now()); st.Age >= 0 || st.Synced || st.State != Cold || st.Name != "f" {
+			t.Errorf("registered: %+v", st)
+		}
+		s.Failed(errors.New("no such file"))
+		expect("failed at once", Cold)
+		s.Begin()
+		expect("begun", Syncing)
+		time.Sleep(time.Minute)
+		expect("begun long ago", Syncing)
+		s.Synced(time.Now())
+		expect("in step", Live)
+		time.Sleep(5 * time.Second)
+		expect("at the end of the lease", Live)
+		time.Sleep(time.Nanosecond)
+		expect("after it", Stale)
+		s.Failed(errors.New("gone"))
+		if st := s.Status(time.Now()); st.Age != 5*time.Second+1 || !st.Synced || st.Error != "gone" {
+			t.Errorf("stale: %+v", st)
+		}
+		s.Begin()
+		expect("begun again", Stale)
+		s.Synced(time.Now())
+		expect("in step again", Live)
+		if st := s.Status(time.Now()); st.Error != "" {
+			t.Errorf("in step again: %+v", st)
+		}
+		s.Refused(2, errors.New("line 7: not UTF-8"))
+		expect("lines were refused", Live)
+		if st := s.Status(time.Now()); st.Refused != 2 || st.Error != "line 7: not UTF-8" {
+			t.Errorf("lines were refused: %+v", st)
+		}
+
+		time.Sleep(2 * time.Second)
+		s.SetLease(time.Second)
+		expect("with a shorter lease", Stale)
+		s.SetLease(time.Minute)
+		expect("with a longer lease", Live)
+
+		// A machine that slept: only the wall clock went on.
+		if got := s.State(time.Now().Round(0).Add(time.Hour)); got != Stale {
+			t.Errorf("after a sleep: %v, want stale", got)
+		}
+	})
+}
+
+func TestWorstSourceCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newList(10)
+		a, b := l.Source("a", time.Second), l.Source("b", time.Minute)
+		a.Synced(time.Now())
+		b.Synced(time.Now())
+		if got := l.State(time.Now()); got != Live {
+			t.Errorf("both live: %v", got)
+		}
+		time.Sleep(2 * time.Second)
+		if got := l.State(time.Now()); got != Stale {
+			t.Errorf("one stale: %v", got)
+		}
+		// A route that lets pass while stale must not let pass while one feed never came.
+		c := l.Source("c", time.Minute)
+		if got := l.State(time.Now()); got != Cold {
+			t.Errorf("one stale, one cold: %v", got)
+		}
+		c.Begin()
+		if got := l.State(time.Now()); got != Syncing {
+			t.Errorf("one stale, one syncing: %v", got)
+		}
+		l.Remove(c)
+		l.Remove(a)
+		if got := l.State(time.Now()); got != Live {
+			t.Errorf("those removed: %v", got)
+		}
+		if got := l.Sources(); len(got) != 1 || got[0] != b || b.Name() != "b" {
+			t.Errorf("left are %v", got)
+		}
+	})
+}
+
+func TestFullIsStaleUntilReadAgain(t *testing.T) {
+	l := newList(1)
+	s := l.Source("f", time.Minute)
+	now := time.Now()
+	rs := parse(t, `{"jti":"a"}`, `{"jti":"b"}`)
+	expect := func(when string, want State) {
+		t.Helper()
+		if got := s.State(now); got != want {
+			t.Errorf("%s: %v, want %v", when, got, want)
+		}
+	}
+	s.Begin()
+	if err := s.Apply(rs[:1], now); err != nil {
+		t.Fatal(err)
+	}
+	s.Synced(now)
+	expect("while it fits", Live)
+	if err := s.Apply(rs, now); !errors.Is(err, ErrFull) {
+		t.Fatalf("got %v, want %v", err, ErrFull)
+	}
+	expect("full", Stale)
+	if st := s.Status(now); st.Applied != 2 || st.Error == "" {
+		t.Errorf("full: %+v", st)
+	}
+	s.Synced(now)
+	expect("a sign of life does not make room", Stale)
+	if err := s.Apply(rs[:1], now); err != nil {
+		t.Fatal(err)
+	}
+	s.Synced(now)
+	expect("nor do other lines", Stale)
+	s.Begin()
+	expect("while it reads again", Stale)
+	if err := s.Apply(rs, now); err == nil {
+		t.Fatal("there is room")
+	}
+	s.Synced(now)
+	expect("read again in vain", Stale)
+	l.SetMaxEntries(2)
+	s.Begin()
+	if err := s.Apply(rs, now); err != nil {
+		t.Fatal(err)
+	}
+	expect("until it is through", Stale)
+	s.Synced(now)
+	expect("read again", Live)
+}
+
+// What never was in step does not get past a policy for stale lists by being full.
+func TestFullBeforeInStepIsSyncing(t *testing.T) {
+	l := newList(0)
+	s := l.Source("f", time.Minute)
+	s.Begin()
+	_ = s.Apply(parse(t, `{"jti":"a"}`), time.Now())
+	s.Synced(time.Now())
+	if got := s.State(time.Now()); got != Syncing {
+		t.Errorf("got %v, want syncing", got)
+	}
+}
+
+// A candidate's word counts at once, its silence only once it has joined.
+func TestCandidate(t *testing.T) {
+	l := newList(10)
+	now := time.Now()
+	s := l.Candidate("f", time.Minute)
+	if got := l.State(now); got != Live {
+		t.Errorf("with a cold candidate: %v, want live", got)
+	}
+	if err := s.Apply(parse(t, `{"jti":"a"}`), now); err != nil {
+		t.Fatal(err)
+	}
+	if l.Check(tokens(t, corp)(map[string]any{"jti": "a"}), now) == 0 {
+		t.Error("what a candidate told is not enforced")
+	}
+	l.Join(s)
+	if got := l.State(now); got != Cold {
+		t.Errorf("joined before it is in step: %v, want cold", got)
+	}
+	s.Synced(now)
+	if got := l.State(now); got != Live {
+		t.Errorf("joined and in step: %v, want live", got)
+	}
+}
