@@ -1,0 +1,171 @@
+// Package metrics counts what decisions say and exports what the parts of the
+// gateway know about themselves, in Prometheus' format, from a registry of its
+// own. Labels come from fixed sets alone: route, verdict, reason, issuer, feed.
+package metrics
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"durward/decision"
+	"durward/denylist"
+	"durward/token"
+)
+
+// noRoute labels requests that no route matched, so that scanners add no series.
+const noRoute = "-"
+
+// Metrics holds the counters that requests and reloads write.
+type Metrics struct {
+	registry  *prometheus.Registry
+	requests  *prometheus.CounterVec
+	duration  *prometheus.HistogramVec
+	decided   prometheus.Histogram
+	upstream  *prometheus.HistogramVec
+	unparsed  prometheus.Counter
+	apply     prometheus.Histogram
+	reloadOK  prometheus.Gauge
+	reloadedT prometheus.Gauge
+}
+
+// Sources are the functions that a scrape asks. All must be set.
+type Sources struct {
+	Inflight       func() int64
+	Streams        func() int64
+	CookiesDropped func() uint64
+	Omitted        func() uint64 // identity elements left out
+	Cache          func() (hits, misses uint64)
+	Issuers        func() []*token.Issuer
+	List           *denylist.List
+}
+
+// New makes the registry. version is the program's, for build_info.
+func New(version string, src Sources) *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "durward_requests_total", Help: "Requests by route, verdict and reason."}, []string{"route", "verdict", "reason"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "durward_request_duration_seconds", Help: "From arrival to the last byte sent.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}}, []string{"route"}),
+		decided: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "durward_decision_duration_seconds", Help: "From arrival to the verdict.",
+			Buckets: []float64{1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 1e-2, .1, 1}}),
+		upstream: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "durward_upstream_duration_seconds", Help: "From forwarding to the upstream's response header.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}}, []string{"route"}),
+		unparsed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "durward_requests_unparsed_total", Help: "Requests that the HTTP server refused or lost before any decision."}),
+		apply: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "durward_denylist_apply_delay_seconds", Help: "From a revocation's making to its enforcement here.",
+			Buckets: []float64{.0001, .0005, .001, .005, .01, .05, .1, .5, 1, 5, 30}}),
+		reloadOK: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "durward_config_last_reload_successful", Help: "1 if the last load of the configuration succeeded."}),
+		reloadedT: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "durward_config_last_reload_success_timestamp_seconds", Help: "When the configuration in use was loaded."}),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "durward_build_info", Help: "Always 1; the label says which version runs.", ConstLabels: prometheus.Labels{"version": version}})
+	build.Set(1)
+	gauge := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
+	}
+	counter := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, f)
+	}
+	m.registry.MustRegister(
+		m.requests, m.duration, m.decided, m.upstream, m.unparsed, m.apply, m.reloadOK, m.reloadedT, build,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		gauge("durward_inflight_requests", "Requests in progress.", func() float64 { return float64(src.Inflight()) }),
+		gauge("durward_streams_open", "Open WebSockets, event streams and gRPC calls.", func() float64 { return float64(src.Streams()) }),
+		counter("durward_session_cookies_dropped_total", "Session cookies that an upstream had no business to set.", func() float64 { return float64(src.CookiesDropped()) }),
+		counter("durward_identity_elements_omitted_total", "Elements of array claims left out because they contain the separator.", func() float64 { return float64(src.Omitted()) }),
+		counter("durward_token_cache_hits_total", "Tokens that needed no signature check.", func() float64 { hits, _ := src.Cache(); return float64(hits) }),
+		counter("durward_token_cache_misses_total", "Tokens that were not in the cache.", func() float64 { _, misses := src.Cache(); return float64(misses) }),
+		state{src},
+	)
+	return m
+}
+
+// Handler answers a scrape.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// Observe counts a finished request.
+func (m *Metrics) Observe(rec *decision.Record) {
+	route := rec.Route
+	if route == "" {
+		route = noRoute
+	}
+	m.requests.WithLabelValues(route, rec.Verdict.String(), string(rec.Reason)).Inc()
+	m.duration.WithLabelValues(route).Observe(rec.Took.Seconds())
+	m.decided.Observe(rec.Decided.Seconds())
+	if rec.Waited > 0 {
+		m.upstream.WithLabelValues(route).Observe(rec.Waited.Seconds())
+	}
+}
+
+// Unparsed counts requests that never reached a decision.
+func (m *Metrics) Unparsed(n int) { m.unparsed.Add(float64(n)) }
+
+// Applied notes how long a revocation took from its making to its enforcement.
+func (m *Metrics) Applied(delay time.Duration) { m.apply.Observe(delay.Seconds()) }
+
+// Reloaded notes the outcome of a load of the configuration.
+func (m *Metrics) Reloaded(ok bool, now time.Time) {
+	if !ok {
+		m.reloadOK.Set(0)
+		return
+	}
+	m.reloadOK.Set(1)
+	m.reloadedT.Set(float64(now.UnixNano()) / 1e9)
+}
+
+// state collects what the parts know about themselves at the time of a scrape.
+type state struct{ Sources }
+
+// Describe leaves the collector unchecked: its series follow the configuration.
+func (state) Describe(chan<- *prometheus.Desc) {}
+
+// Collect asks keys and denylist.
+func (s state) Collect(ch chan<- prometheus.Metric) {
+	now := time.Now()
+	send := func(kind prometheus.ValueType, name, help string, value float64, labels []string, values ...string) {
+		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, labels, nil), kind, value, values...)
+	}
+	for _, issuer := range s.Issuers() {
+		status := issuer.Keys().Status(now)
+		if status.Age >= 0 {
+			send(prometheus.GaugeValue, "durward_jwks_age_seconds", "Since the issuer's keys were last fetched.", status.Age.Seconds(), []string{"issuer"}, issuer.Name())
+		}
+		const refresh, help = "durward_jwks_refresh_total", "Fetches of the issuer's keys."
+		send(prometheus.CounterValue, refresh, help, float64(status.Refreshed), []string{"issuer", "result"}, issuer.Name(), "ok")
+		send(prometheus.CounterValue, refresh, help, float64(status.Failed), []string{"issuer", "result"}, issuer.Name(), "error")
+	}
+	stats := s.List.Stats()
+	for kind := 1; kind <= token.Kinds; kind++ {
+		send(prometheus.GaugeValue, "durward_denylist_entries", "Revocations in force.", float64(stats.Entries[kind]), []string{"kind"}, token.Kind(kind).String())
+	}
+	send(prometheus.GaugeValue, "durward_denylist_bytes", "Estimated memory of the denylist.", float64(stats.Bytes), nil)
+	send(prometheus.GaugeValue, "durward_denylist_max_entries", "How many revocations fit.", float64(stats.Max), nil)
+	for _, source := range s.List.Sources() {
+		status := source.Status(now)
+		if status.Age >= 0 {
+			send(prometheus.GaugeValue, "durward_denylist_feed_age_seconds", "Since the feed's last sign of life.", status.Age.Seconds(), []string{"feed"}, status.Name)
+		}
+		for _, state := range [...]denylist.State{denylist.Cold, denylist.Syncing, denylist.Live, denylist.Stale} {
+			value := 0.0
+			if state == status.State {
+				value = 1
+			}
+			send(prometheus.GaugeValue, "durward_denylist_feed_state", "1 for the state that the feed is in.", value, []string{"feed", "state"}, status.Name, state.String())
+		}
+		send(prometheus.CounterValue, "durward_denylist_feed_applied_total", "Revocations taken from the feed, repetitions included.", float64(status.Applied), []string{"feed"}, status.Name)
+		send(prometheus.CounterValue, "durward_denylist_feed_refused_total", "Lines of the feed that were not understood.", float64(status.Refused), []string{"feed"}, status.Name)
+	}
+}

@@ -1,0 +1,187 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"time"
+
+	"durward/decision"
+	"durward/policy"
+	"durward/token"
+)
+
+var errTooLarge = errors.New("the request body is larger than the route takes")
+
+// forward sends an allowed request to its upstream. Whatever can fail is done
+// before ReverseProxy is asked.
+func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decision.Record, p *Passage) {
+	rt := &s.Routes[p.route.Index]
+	var assertion string
+	if a := rt.Identity.assertion; a != nil && p.claims != nil {
+		var err error
+		if assertion, err = a.sign(p.claims, rt.Upstream.Name, rec.ID, rec.Time); err != nil {
+			rec.Refuse(decision.Internal, fmt.Sprintf("sign the assertion: %v", err))
+			s.refuse(rw, r, rec, p)
+			return
+		}
+	}
+	upload := &body{ReadCloser: r.Body, control: rw.control, timeout: rw.timeout, left: -1}
+	if p.route.MaxBody > 0 {
+		upload.left = p.route.MaxBody
+	}
+	if r.Body != nil && r.Body != http.NoBody {
+		if r.ProtoMajor == 1 {
+			// Without it the server discards what the upstream has not read yet as
+			// soon as the response begins.
+			rw.control.EnableFullDuplex()
+		}
+		r.Body = upload
+	}
+	sent := time.Now()
+	isStream := false
+	rp := httputil.ReverseProxy{
+		Transport:  rt.Upstream.transport,
+		BufferPool: &h.buffers,
+		// Pass on each piece as it comes. For a short answer that is the one write
+		// that it takes anyway.
+		FlushInterval: -1,
+		ErrorLog:      slog.NewLogLogger(h.Log.Handler(), slog.LevelDebug),
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			s.address(pr.Out, rt.Upstream, p)
+			s.cleanse(pr.Out, p)
+			s.introduce(pr.Out, rt, p, rec.ID, assertion)
+		},
+		ModifyResponse: func(res *http.Response) error {
+			rec.Waited = time.Since(sent)
+			h.checkResponse(s, res, r.Context(), rec, p)
+			if isStream = streams(res); isStream {
+				h.streams.Add(1)
+			}
+			return nil
+		},
+		ErrorHandler: func(_ http.ResponseWriter, out *http.Request, err error) {
+			rec.Waited = time.Since(sent)
+			reason, detail := classify(err, r.Context(), upload)
+			rec.Refuse(reason, detail)
+			if rw.status == 0 && reason != decision.ClientGone {
+				s.refuse(rw, r, rec, p)
+			}
+		},
+	}
+	defer func() {
+		if isStream {
+			h.streams.Add(-1)
+		}
+	}()
+	rp.ServeHTTP(rw, r)
+}
+
+// address points the request at its upstream, with the method, host and path
+// that were judged and the query as it came.
+func (s *Snapshot) address(out *http.Request, u *Upstream, p *Passage) {
+	out.URL = &url.URL{
+		Scheme:     u.scheme,
+		Host:       u.address,
+		Path:       p.path.Decoded(),
+		RawPath:    p.path.Escaped(),
+		RawQuery:   strings.TrimPrefix(p.query, "?"),
+		ForceQuery: p.query == "?",
+	}
+	if out.Host = u.host; out.Host == "" {
+		out.Host = p.host.String()
+	}
+}
+
+// cleanse takes off what a client may not say to an upstream: credentials,
+// identity in any spelling, forwarding headers, upgrades other than WebSocket,
+// and trailers, which come after everything was judged.
+func (s *Snapshot) cleanse(out *http.Request, p *Passage) {
+	h := out.Header
+	if !(p.route.Auth == policy.None && p.route.PassAuthorization) || p.preflight {
+		delete(h, "Authorization")
+	}
+	token.StripCookies(h, s.cookies)
+	if p.preflight {
+		delete(h, "Cookie")
+		out.Body, out.ContentLength, out.TransferEncoding = http.NoBody, 0, nil
+	}
+	s.protected.strip(h)
+	if h["Upgrade"] != nil && !isOnlyWebSocket(h) {
+		delete(h, "Upgrade")
+		delete(h, "Connection")
+	}
+	delete(h, "Http2-Settings")
+	delete(h, "Trailer")
+	out.Trailer = nil
+}
+
+// introduce says who is asking, and for whom the gateway speaks.
+func (s *Snapshot) introduce(out *http.Request, rt *Route, p *Passage, id, assertion string) {
+	h := out.Header
+	if p.peer.chain != "" {
+		h["X-Forwarded-For"] = []string{p.peer.chain}
+	}
+	h["X-Forwarded-Host"] = []string{p.host.String()}
+	h["X-Forwarded-Proto"] = []string{p.peer.proto()}
+	h["X-Request-Id"] = []string{id}
+	if p.claims == nil {
+		return
+	}
+	rt.Identity.set(h, p.claims)
+	if assertion != "" {
+		h[http.CanonicalHeaderKey(rt.Identity.assertion.header)] = []string{assertion}
+	}
+	if rt.Identity.forwardToken {
+		h["Authorization"] = []string{"Bearer " + p.cred.Raw}
+	}
+}
+
+func (p peer) proto() string {
+	if p.https {
+		return "https"
+	}
+	return "http"
+}
+
+// checkResponse takes off what an upstream may not say to a client: the
+// gateway's own headers, and a session cookie that it has no business to set.
+func (h *Handler) checkResponse(s *Snapshot, res *http.Response, ctx context.Context, rec *decision.Record, p *Passage) {
+	for name := range res.Header {
+		if strings.HasPrefix(name, "Durward-") {
+			delete(res.Header, name)
+		}
+	}
+	if lines := res.Header["Set-Cookie"]; lines != nil {
+		h.checkCookies(s, res, ctx, rec, p)
+	}
+}
+
+// streams tells whether the response has no foreseeable end.
+func streams(res *http.Response) bool {
+	contentType, _, _ := strings.Cut(res.Header.Get("Content-Type"), ";")
+	return res.StatusCode == http.StatusSwitchingProtocols || contentType == "text/event-stream" ||
+		strings.HasPrefix(contentType, "application/grpc")
+}
+
+// classify says why forwarding failed.
+func classify(err error, ctx context.Context, upload *body) (decision.Reason, string) {
+	var timeout net.Error
+	switch {
+	case upload.tooLarge:
+		return decision.TooLarge, errTooLarge.Error()
+	case upload.failed:
+		return decision.ClientGone, fmt.Sprintf("the client did not deliver its body: %v", err)
+	case ctx.Err() != nil:
+		return decision.ClientGone, "the client went away before the upstream answered"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return decision.UpstreamTimeout, err.Error()
+	}
+	return decision.UpstreamUnreachable, err.Error()
+}

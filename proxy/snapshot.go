@@ -1,0 +1,392 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"durward/decision"
+	"durward/denylist"
+	"durward/policy"
+	"durward/token"
+)
+
+// OwnPaths begin the paths on the public listener that are the gateway's own and
+// are never forwarded.
+var ownPaths = [...]string{"/.durward/", "/.well-known/durward/"}
+
+// KeysPath is where the public keys of the signed assertions are.
+const KeysPath = "/.well-known/durward/jwks.json"
+
+// A Snapshot is everything that a decision depends on: built whole, never
+// changed, and loaded once per request, so that no decision mixes two
+// configurations. Only what it points to lives on: keys, denylist, connections.
+type Snapshot struct {
+	Generation uint64
+	Policy     *policy.Policy
+	Tokens     *token.Verifier
+	Denied     *denylist.List
+	Routes     []Route // by policy.Route.Index
+	Session    Session
+	Proxies    TrustedProxies
+	LoginURL   string // with {url}; "" for none
+	// HideReasons leaves the header Durward-Reason and the reason member out.
+	HideReasons bool
+	Limits      Limits
+
+	cookies    []string // session cookie names of all routes, to be stripped
+	protected  nameSet
+	publicKeys []byte
+}
+
+// A Route is what the proxy knows of a route beside its policy.
+type Route struct {
+	Upstream *Upstream
+	Finder   token.Finder
+	Identity *Identity
+}
+
+// Limits bound what a request may bring.
+type Limits struct {
+	HeaderBytes   int // of the header section, names and values
+	HeaderFields  int
+	CookieBytes   int           // of all Cookie fields
+	HeaderTimeout time.Duration // for the header section to arrive
+	IdleTimeout   time.Duration // between requests, and for a body to make progress in either direction
+}
+
+// Prepare completes a snapshot whose exported fields are set.
+func (s *Snapshot) Prepare() {
+	var identities []*Identity
+	var assertions []*Assertion
+	for _, rt := range s.Routes {
+		identities = append(identities, rt.Identity)
+		assertions = append(assertions, rt.Identity.assertion)
+		if name := rt.Finder.Cookie; name != "" && !slices.Contains(s.cookies, name) {
+			s.cookies = append(s.cookies, name)
+		}
+	}
+	if name := s.Session.Cookie; name != "" && !slices.Contains(s.cookies, name) {
+		s.cookies = append(s.cookies, name)
+	}
+	s.protected = newNameSet(identities)
+	s.publicKeys = publicKeys(assertions)
+}
+
+// A Passage is what a decision found out that forwarding needs. It is complete
+// only if the record says Allow.
+type Passage struct {
+	peer      peer
+	host      policy.Host
+	path      policy.Path
+	query     string // raw, with its question mark; "" for none
+	route     *policy.Route
+	own       string // the gateway's own path; "" for a route
+	cred      token.Credential
+	claims    *token.Claims
+	preflight bool
+}
+
+// Decide walks a request through the policy and writes the outcome into rec,
+// whose Time is the time of every check. It sends nothing and changes nothing,
+// so that explain and tests ask the very code that serves.
+func (s *Snapshot) Decide(r *http.Request, rec *decision.Record) Passage {
+	p, ok := s.enter(r, rec)
+	if !ok {
+		return p
+	}
+	if p.own != "" {
+		s.decideOwn(r, rec, &p)
+		return p
+	}
+	rt := p.route
+	switch {
+	case rt.Preflight && isPreflight(r):
+		rec.Trace.Add("preflight", "a CORS preflight passes without credential, body or identity")
+		p.preflight = true
+		rec.Allow(decision.Public)
+	case rt.Auth == policy.None:
+		rec.Trace.Add("auth", "none: the route asks for no token")
+		rt.Decide(r.Method, nil, rec)
+	default:
+		if !s.authenticate(r, rec, &p) || !checkCrossSite(r, rec, &p) {
+			return p
+		}
+		rt.Decide(r.Method, p.claims, rec)
+	}
+	if rec.Verdict == decision.Allow && rt.MaxBody > 0 && r.ContentLength > rt.MaxBody {
+		rec.Refuse(decision.TooLarge, fmt.Sprintf("a body of %d bytes; the route takes %d", r.ContentLength, rt.MaxBody))
+	}
+	return p
+}
+
+// Suppose answers what would happen to a request whose token had these claims
+// and counted as verified and not revoked (steps 4 to 6 of the walk); nil claims
+// are no credential. Policy tests and explain -claims ask it.
+func (s *Snapshot) Suppose(r *http.Request, claims *token.Claims, rec *decision.Record) {
+	p, ok := s.enter(r, rec)
+	if !ok {
+		return
+	}
+	if p.own != "" {
+		rec.Refuse(decision.NoRoute, "the path is the gateway's own")
+		return
+	}
+	if claims != nil && p.route.Auth != policy.None && !accepts(p.route.Issuers, claims.Issuer) {
+		rec.Refuse(decision.TokenIssuer, fmt.Sprintf("the route takes no token of issuer %q", claims.Issuer.Name()))
+		return
+	}
+	p.route.Decide(r.Method, claims, rec)
+}
+
+func accepts(names []string, issuer *token.Issuer) bool {
+	return names == nil || slices.Contains(names, issuer.Name())
+}
+
+// enter takes the steps before any credential is looked at: limits, the one
+// reading of method, host and path, and the route.
+func (s *Snapshot) enter(r *http.Request, rec *decision.Record) (p Passage, ok bool) {
+	// Until they are judged, what came stands in the record, cut to size.
+	rec.Method, rec.Host = clip(r.Method), clip(r.Host)
+	refuse := func(reason decision.Reason, detail string) (Passage, bool) {
+		rec.Refuse(reason, detail)
+		return p, false
+	}
+	if err := s.Limits.check(r.Header); err != nil {
+		rec.Status = http.StatusRequestHeaderFieldsTooLarge
+		return refuse(decision.TooLarge, err.Error())
+	}
+	if err := s.Policy.CheckMethod(r.Method); err != nil {
+		return refuse(decision.AmbiguousRequest, err.Error())
+	}
+	if err := checkNames(r); err != nil {
+		return refuse(decision.AmbiguousRequest, err.Error())
+	}
+	var err error
+	if p.peer, err = s.Proxies.peer(r); err != nil {
+		return refuse(decision.AmbiguousRequest, err.Error())
+	}
+	rec.Client = p.peer.client
+	if p.host, err = policy.ReadHost(p.peer.host); err != nil {
+		return refuse(decision.AmbiguousRequest, err.Error())
+	}
+	rec.Host = p.host.Name
+	target, query, _ := strings.Cut(r.RequestURI, "?")
+	p.query = r.RequestURI[len(target):]
+	if strings.ContainsFunc(query, func(c rune) bool { return c <= ' ' || c == 0x7f || c == '#' }) {
+		return refuse(decision.AmbiguousRequest, "the query contains a blank, a control character or a fragment")
+	}
+	if p.path, err = policy.ReadPath(target); err != nil {
+		rec.Path = clip(target)
+		return refuse(decision.AmbiguousRequest, err.Error())
+	}
+	rec.Path = clip(p.path.Decoded())
+	if rec.Trace != nil {
+		rec.Trace.Add("request", "%s, host %q, path %q, client %s", r.Method, p.host.Name, p.path.Escaped(), p.peer.client)
+	}
+	for _, own := range ownPaths {
+		if path := p.path.Decoded() + "/"; len(path) >= len(own) && strings.EqualFold(path[:len(own)], own) {
+			p.own = p.path.Decoded()
+			rec.Trace.Add("route", "the path is the gateway's own")
+			return p, true
+		}
+	}
+	if s.Session.Path != "" && p.path.Decoded() == s.Session.Path {
+		p.own = s.Session.Path
+		return p, true
+	}
+	if p.route, err = s.Policy.Find(p.host, p.path, rec.Trace); p.route != nil {
+		rec.Route, rec.Upstream = p.route.Name, s.Routes[p.route.Index].Upstream.Name
+	}
+	if err != nil {
+		return refuse(decision.AmbiguousRequest, err.Error())
+	}
+	if p.route == nil {
+		return refuse(decision.NoRoute, "no route is configured for this host and path")
+	}
+	return p, true
+}
+
+func clip(s string) string {
+	const most = 1024
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
+
+// check refuses a header section that is too large. net/http itself refuses one
+// that is much larger, before any handler.
+func (l Limits) check(h http.Header) error {
+	fields, size, cookies := 0, 0, 0
+	for name, values := range h {
+		fields += len(values)
+		for _, v := range values {
+			size += len(name) + len(v) + len(": \r\n")
+			if name == "Cookie" {
+				cookies += len(v)
+			}
+		}
+	}
+	switch {
+	case fields > l.HeaderFields:
+		return fmt.Errorf("%d header fields; the limit is %d (limits.header_fields)", fields, l.HeaderFields)
+	case cookies > l.CookieBytes:
+		return fmt.Errorf("%d bytes of cookies; the limit is %d (limits.cookie_bytes)", cookies, l.CookieBytes)
+	case size > l.HeaderBytes:
+		return fmt.Errorf("%d bytes of headers; the limit is %d (limits.header_bytes)", size, l.HeaderBytes)
+	}
+	return nil
+}
+
+// checkNames refuses fields that a folding server takes for one that frames or
+// routes the request, and an HTTP/2 host field that contradicts :authority.
+func checkNames(r *http.Request) error {
+	var buf [64]byte
+	for name, values := range r.Header {
+		if canonical, frames := framingNames[string(appendFolded(buf[:0], name))]; frames && name != canonical {
+			return fmt.Errorf("the header field %q is another spelling of %s", clip(name), canonical)
+		}
+		if name == "Host" && (len(values) != 1 || values[0] != r.Host) {
+			return errors.New("the host field differs from :authority")
+		}
+	}
+	return nil
+}
+
+// authenticate takes steps 3 to 5: credential, token, denylist. It leaves
+// p.claims nil only where the route lets a request without credential go on.
+func (s *Snapshot) authenticate(r *http.Request, rec *decision.Record, p *Passage) bool {
+	rt := p.route
+	cred, problem := s.Routes[rt.Index].Finder.Find(r.Header)
+	if problem != nil {
+		rec.Refuse(problem.Reason, problem.Detail)
+		return false
+	}
+	if cred.Raw == "" {
+		if rt.Auth == policy.Optional {
+			rec.Trace.Add("credential", "none, and the route goes on without")
+			return true
+		}
+		rec.Refuse(decision.NoToken, "neither session cookie nor bearer token")
+		return false
+	}
+	p.cred = cred
+	if rec.Trace != nil {
+		rec.Trace.Add("credential", "found in %s", map[bool]string{true: "the session cookie", false: "the Authorization header"}[cred.Cookie])
+	}
+	p.claims, problem = s.Tokens.Verify(r.Context(), cred.Raw, rt.Issuers, rec.Time, rec.Trace)
+	if problem != nil {
+		rec.Refuse(problem.Reason, problem.Detail)
+		return false
+	}
+	return s.checkDenied(rec, p.claims, rt.AllowStale)
+}
+
+// checkDenied asks the denylist, after every verification and every cache hit.
+func (s *Snapshot) checkDenied(rec *decision.Record, c *token.Claims, allowStale bool) bool {
+	rec.Issuer, rec.Subject, rec.Session, rec.TokenID = c.Issuer.Name(), clip(c.Subject), clip(c.Session), clip(c.TokenID)
+	if kind := s.Denied.Check(c, rec.Time); kind != 0 {
+		rec.Refuse(decision.Revoked, "revoked by "+kind.String())
+		return false
+	}
+	state := s.Denied.State(rec.Time)
+	if rec.Trace != nil {
+		rec.Trace.Add("denylist", "no rule matches; the list is %s", state)
+	}
+	if state == denylist.Live || state == denylist.Stale && allowStale {
+		return true
+	}
+	rec.Refuse(decision.DenylistStale, fmt.Sprintf("a revocation feed is %s", state))
+	return false
+}
+
+// checkCrossSite is step 6: a request that the browser of a signed-in user was
+// made to send by another site. A bearer token does not come by itself.
+func checkCrossSite(r *http.Request, rec *decision.Record, p *Passage) bool {
+	if !p.cred.Cookie || p.route.CrossSite == nil {
+		return true
+	}
+	if err := crossSite(r, p.host, p.route.CrossSite, p.route.TrustedOrigins); err != nil {
+		rec.Refuse(decision.CrossSite, err.Error())
+		return false
+	}
+	rec.Trace.Add("cross-site", "the request comes from the same site, or is safe")
+	return true
+}
+
+// crossSite checks unsafe methods by Fetch Metadata and Origin, and WebSocket
+// handshakes, which are GET and bring no Fetch Metadata, by Origin. The host
+// compared with is the judged one.
+func crossSite(r *http.Request, host policy.Host, protection *http.CrossOriginProtection, trusted []string) error {
+	judged := http.Request{Method: r.Method, Header: r.Header, Host: host.String(), URL: &url.URL{}}
+	if err := protection.Check(&judged); err != nil {
+		return err
+	}
+	origins := r.Header.Values("Origin")
+	if !isWebSocket(r.Header) || len(origins) == 0 {
+		return nil
+	}
+	if len(origins) == 1 {
+		origin, err := url.Parse(origins[0])
+		if err == nil && origin.Host != "" && origin.Host == host.String() || slices.Contains(trusted, origins[0]) {
+			return nil
+		}
+	}
+	return errors.New("a WebSocket handshake from another origin")
+}
+
+func isPreflight(r *http.Request) bool {
+	return r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != ""
+}
+
+// isWebSocket tells whether a request asks to become a WebSocket (RFC 6455
+// section 4.1); isOnlyWebSocket, whether it asks for nothing else.
+func isWebSocket(h http.Header) bool {
+	for _, field := range h["Upgrade"] {
+		for protocol := range strings.SplitSeq(field, ",") {
+			if strings.EqualFold(strings.TrimSpace(protocol), "websocket") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func isOnlyWebSocket(h http.Header) bool {
+	up := h["Upgrade"]
+	return len(up) == 1 && strings.EqualFold(up[0], "websocket")
+}
+
+// A Hypothetical builds the request that a method and an absolute URL describe,
+// as if it had come over the wire: nothing in the URL is normalised.
+func Hypothetical(method, rawURL string, header http.Header) (*http.Request, error) {
+	scheme, rest, ok := strings.Cut(rawURL, "://")
+	if !ok || scheme != "http" && scheme != "https" {
+		return nil, fmt.Errorf("%q is not an absolute http or https URL", rawURL)
+	}
+	end := strings.IndexAny(rest, "/?")
+	if end < 0 {
+		end = len(rest)
+	}
+	r := &http.Request{Method: method, Host: rest[:end], RequestURI: rest[end:], Header: header, ProtoMajor: 1, ProtoMinor: 1, RemoteAddr: "127.0.0.1:0"}
+	if r.RequestURI == "" {
+		r.RequestURI = "/"
+	}
+	if r.Header == nil {
+		r.Header = http.Header{}
+	}
+	if host := r.Header.Get("Host"); host != "" {
+		r.Host = host
+		r.Header.Del("Host")
+	}
+	if scheme == "https" {
+		r.TLS = &tls.ConnectionState{}
+	}
+	return r, nil
+}
