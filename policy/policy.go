@@ -104,7 +104,9 @@ func (p *Policy) Find(host Host, path Path, trace *decision.Trace) (*Route, erro
 		trace.Add("route", "no route of host %q matches %q", t.host, path.decoded)
 		return nil, nil
 	}
-	trace.Add("route", "%q: pattern %s of host %q is the most specific for %q", rt.Name, rt.pattern, t.host, path.decoded)
+	if trace != nil {
+		trace.Add("route", "%q: pattern %s of host %q is the most specific for %q", rt.Name, rt.pattern, t.host, path.decoded)
+	}
 	if path.encodedSlash && !rt.EncodedSlash {
 		return rt, errors.New("the path contains %2F, which the route does not allow")
 	}

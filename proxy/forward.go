@@ -81,6 +81,9 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		}
 	}()
 	rp.ServeHTTP(rw, r)
+	if rec.Reason == decision.ClientGone && rw.status == 0 {
+		panic(http.ErrAbortHandler) // returning would tell whoever is still there 200
+	}
 }
 
 // address points the request at its upstream, with the method, host and path

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -384,6 +385,9 @@ func Hypothetical(method, rawURL string, header http.Header) (*http.Request, err
 	if host := r.Header.Get("Host"); host != "" {
 		r.Host = host
 		r.Header.Del("Host")
+	}
+	if n, err := strconv.ParseInt(r.Header.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
+		r.ContentLength = n
 	}
 	if scheme == "https" {
 		r.TLS = &tls.ConnectionState{}

@@ -173,7 +173,7 @@ func TestFetch(t *testing.T) {
 		{"503", answer(503, allKeys()), "503 Service Unavailable"},
 		{"204", answer(204, ""), "204 No Content"},
 		{"304 unasked", answer(304, ""), "redirects are not followed"},
-		{"redirect", http.RedirectHandler("https://evil.example/keys", 302).ServeHTTP, `302 Found to "https://evil.example/keys": redirects are not followed`},
+		{"redirect", http.RedirectHandler("https://evil.example/keys", http.StatusFound).ServeHTTP, `302 Found to "https://evil.example/keys": redirects are not followed`},
 		{"broken off", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "999999")
 			io.WriteString(w, allKeys())
