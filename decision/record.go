@@ -30,8 +30,9 @@ type Record struct {
 	Remedy  *Remedy // what would do instead; nil where nothing can be said
 
 	Upstream string
-	Status   int   // sent to the client; 499 if it was gone
-	Bytes    int64 // of response body sent
+	Status   int    // sent to the client; 499 if it was gone
+	Bytes    int64  // of response body sent
+	Cut      string // why a request in progress was ended; "" if it was not
 	Decided  time.Duration
 	Waited   time.Duration // for the upstream's response header
 	Took     time.Duration
@@ -94,6 +95,7 @@ func (r *Record) LogValue() slog.Value {
 	str("shadow", string(r.Shadow))
 	str("detail", r.Detail)
 	str("upstream", r.Upstream)
+	str("cut", r.Cut)
 	as = append(as,
 		slog.Int("status", r.Status),
 		slog.Int64("bytes", r.Bytes),

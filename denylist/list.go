@@ -45,6 +45,8 @@ type List struct {
 	issuers atomic.Pointer[Issuers]
 	sources atomic.Pointer[[]*Source]
 	joining sync.Mutex // held to change sources
+
+	changed chan struct{} // holds one when something was added and nobody looked yet
 }
 
 // A shard holds the entries whose keyed hash falls to it. The maps of the
@@ -60,7 +62,7 @@ type shard struct {
 // New is an empty list that takes at most maxEntries entries. Its state is Live:
 // with no source, there is nothing to be out of step with.
 func New(maxEntries int) *List {
-	l := &List{seed: maphash.MakeSeed(), start: time.Now()}
+	l := &List{seed: maphash.MakeSeed(), start: time.Now(), changed: make(chan struct{}, 1)}
 	l.SetMaxEntries(maxEntries)
 	l.SetIssuers(nil)
 	l.sources.Store(&[]*Source{})
@@ -155,6 +157,7 @@ func (l *List) Add(rs []Revocation, now time.Time) error {
 // apply adds revocations and counts those that did not fit.
 func (l *List) apply(rs []Revocation, now time.Time) (left int, err error) {
 	past, _ := l.clocks(now)
+	defer l.tell()
 	for i := range rs {
 		until := saturate(l.Retention(rs[i], now))
 		if int64(until) < past.Unix() {
@@ -169,6 +172,17 @@ func (l *List) apply(rs []Revocation, now time.Time) (left int, err error) {
 			ErrFull, left, len(rs), l.total.Load(), l.max.Load())
 	}
 	return 0, nil
+}
+
+// Changed delivers something after revocations were added, for one reader: several
+// additions may count as one. What it was, the reader finds out with Check.
+func (l *List) Changed() <-chan struct{} { return l.changed }
+
+func (l *List) tell() {
+	select {
+	case l.changed <- struct{}{}:
+	default: // it was told and has not looked yet
+	}
 }
 
 func (l *List) put(r *Revocation, until uint32) bool {

@@ -37,7 +37,8 @@ type Sources struct {
 	Inflight       func() int64
 	Streams        func() int64
 	CookiesDropped func() uint64
-	Omitted        func() uint64 // identity elements left out
+	Omitted        func() uint64            // identity elements left out
+	Cuts           map[string]func() uint64 // requests in progress that were cut, by cause
 	Cache          func() (hits, misses uint64)
 	Issuers        func() []*token.Issuer
 	List           *denylist.List
@@ -137,6 +138,9 @@ func (s state) Collect(ch chan<- prometheus.Metric) {
 	now := time.Now()
 	send := func(kind prometheus.ValueType, name, help string, value float64, labels []string, values ...string) {
 		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, labels, nil), kind, value, values...)
+	}
+	for cause, count := range s.Cuts {
+		send(prometheus.CounterValue, "durward_streams_cut_total", "Requests in progress that were cut.", float64(count()), []string{"cause"}, cause)
 	}
 	for _, issuer := range s.Issuers() {
 		status := issuer.Keys().Status(now)

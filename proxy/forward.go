@@ -44,6 +44,15 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		}
 		r.Body = upload
 	}
+	ctx := r.Context()
+	var st *stream
+	if p.claims != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		st = &stream{claims: p.claims, began: rec.Time, writer: rw, cancel: cancel}
+		defer h.live.add(s, st)()
+	}
 	sent := time.Now()
 	isStream := false
 	rp := httputil.ReverseProxy{
@@ -60,7 +69,7 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		},
 		ModifyResponse: func(res *http.Response) error {
 			rec.Waited = time.Since(sent)
-			h.checkResponse(s, res, r.Context(), rec, p)
+			h.checkResponse(s, res, ctx, rec, p)
 			if isStream = streams(res); isStream {
 				h.streams.Add(1)
 			}
@@ -68,7 +77,11 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		},
 		ErrorHandler: func(_ http.ResponseWriter, out *http.Request, err error) {
 			rec.Waited = time.Since(sent)
-			reason, detail := classify(err, r.Context(), upload)
+			reason, detail := classify(err, ctx, upload)
+			if cause := st.cut(); cause != NotCut {
+				reason, detail = cause.reason(), "cut before the upstream answered: "+cause.String()
+				rw.revive()
+			}
 			rec.Refuse(reason, detail)
 			if rw.status == 0 && reason != decision.ClientGone {
 				s.refuse(rw, r, rec, p)
@@ -79,8 +92,11 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		if isStream {
 			h.streams.Add(-1)
 		}
+		if cause := st.cut(); cause != NotCut {
+			rec.Cut = cause.String()
+		}
 	}()
-	rp.ServeHTTP(rw, r)
+	rp.ServeHTTP(rw, r.WithContext(ctx))
 	if rec.Reason == decision.ClientGone && rw.status == 0 {
 		panic(http.ErrAbortHandler) // returning would tell whoever is still there 200
 	}

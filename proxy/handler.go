@@ -44,6 +44,7 @@ type Handler struct {
 	buffers        bufferPool
 	inflight       atomic.Int64
 	streams        atomic.Int64
+	live           live
 	cookiesDropped atomic.Uint64
 }
 

@@ -39,6 +39,7 @@ type Snapshot struct {
 	// HideReasons leaves the header Durward-Reason and the reason member out.
 	HideReasons bool
 	Limits      Limits
+	Streams     Streams
 
 	cookies    []string // session cookie names of all routes, to be stripped
 	protected  nameSet

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,6 +19,10 @@ type writer struct {
 	http2   bool
 	status  int // 0: nothing is sent yet
 	bytes   int64
+
+	started atomic.Bool              // the answer has begun
+	ended   atomic.Bool              // it was cut: no write gets time any more
+	conn    atomic.Pointer[hijacked] // once the protocol was switched
 }
 
 // Unwrap lets http.ResponseController find what the server's writer can do.
@@ -26,13 +31,39 @@ func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // begin gives the write that follows its time, and after tells HTTP/2 that it is
 // over: there an elapsed deadline resets the stream even if nobody writes. On
 // HTTP/1 it matters to the next write alone, which sets a new one.
-func (w *writer) begin() { w.control.SetWriteDeadline(time.Now().Add(w.timeout)) }
+func (w *writer) begin() {
+	w.control.SetWriteDeadline(time.Now().Add(w.timeout))
+	if w.ended.Load() {
+		w.control.SetWriteDeadline(aLongTimeAgo())
+	}
+}
 
 func (w *writer) after() {
-	if w.http2 {
+	if w.http2 && !w.ended.Load() {
 		w.control.SetWriteDeadline(time.Time{})
 	}
 }
+
+func aLongTimeAgo() time.Time { return time.Unix(1, 0) }
+
+// cut ends what is being sent and received. An answer that has not begun yet can
+// still be given, after revive.
+func (w *writer) cut(cause Cause) {
+	// Whoever begins to answer or switches protocol at this moment says so first
+	// and looks at ended then; here it is the other way round.
+	w.ended.Store(true)
+	if conn := w.conn.Load(); conn != nil {
+		conn.end(cause)
+		return
+	}
+	w.control.SetReadDeadline(aLongTimeAgo())
+	if w.started.Load() {
+		w.control.SetWriteDeadline(aLongTimeAgo())
+	}
+}
+
+// revive lets a request that was cut before its answer be refused.
+func (w *writer) revive() { w.ended.Store(false) }
 
 // end leaves the server time for what it writes after the handler.
 func (w *writer) end() {
@@ -49,6 +80,7 @@ func (w *writer) WriteHeader(status int) {
 			return
 		}
 		w.status = status
+		w.started.Store(true)
 	} else {
 		for name := range w.Header() {
 			if name != "Link" {
@@ -63,7 +95,7 @@ func (w *writer) WriteHeader(status int) {
 
 func (w *writer) Write(b []byte) (int, error) {
 	if w.status == 0 {
-		w.status = http.StatusOK
+		w.WriteHeader(http.StatusOK)
 	}
 	w.begin()
 	n, err := w.ResponseWriter.Write(b)
@@ -84,10 +116,16 @@ func (w *writer) FlushError() error {
 // its deadlines.
 func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := w.control.Hijack()
-	if err == nil {
-		w.status = http.StatusSwitchingProtocols
+	if err != nil {
+		return nil, nil, err
 	}
-	return conn, rw, err
+	w.status = http.StatusSwitchingProtocols
+	h := &hijacked{Conn: conn}
+	w.conn.Store(h)
+	if w.ended.Load() {
+		conn.Close()
+	}
+	return h, rw, nil
 }
 
 // A body is a request body on its way to the upstream. Each read has its own
