@@ -1,0 +1,480 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"durward/decision"
+	"durward/denylist"
+	"durward/policy"
+	"durward/proxy"
+	"durward/token"
+)
+
+// maxAdminBody bounds what the operators' interface reads.
+const maxAdminBody = 16 << 20
+
+// adminHandler is the operators' interface. What only tells how the gateway
+// fares is open to whoever reaches the address; what changes or reveals more
+// asks for the admin token, from loopback too: where a connection comes from is
+// no authority.
+func (g *gateway) adminHandler(address string) http.Handler {
+	open, closed := http.NewServeMux(), http.NewServeMux()
+	g.probes(open)
+	open.HandleFunc("GET /status", g.serveStatus)
+	open.Handle("/", g.authorized(closed))
+	closed.HandleFunc("POST /reload", g.serveReload)
+	closed.HandleFunc("POST /revocations", g.serveRevocations)
+	closed.HandleFunc("GET /revocations/check", g.serveRevocationsCheck)
+	closed.HandleFunc("POST /explain", g.serveExplain)
+	closed.HandleFunc("/debug/pprof/", pprof.Index)
+	closed.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	closed.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	closed.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	closed.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return sameSite(address, open)
+}
+
+// healthHandler is for probes that cannot reach the operators' interface.
+func (g *gateway) healthHandler() http.Handler {
+	mux := http.NewServeMux()
+	g.probes(mux)
+	return mux
+}
+
+func (g *gateway) probes(mux *http.ServeMux) {
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", g.serveReady)
+	mux.Handle("GET /metrics", g.metrics.Handler())
+}
+
+// sameSite keeps web pages out, which a browser on an operator's machine might be
+// made to load: those of other sites by Origin and Fetch Metadata, those that had
+// their name resolve to this address (DNS rebinding) by Host.
+func sameSite(address string, next http.Handler) http.Handler {
+	own, _, _ := net.SplitHostPort(address)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, err := policy.ReadHost(r.Host)
+		_, addrErr := netip.ParseAddr(host.Name)
+		site := r.Header.Get("Sec-Fetch-Site")
+		origin, originErr := url.Parse(r.Header.Get("Origin"))
+		switch {
+		case err != nil || addrErr != nil && host.Name != "localhost" && !strings.EqualFold(host.Name, own):
+			adminError(w, http.StatusForbidden, "the Host is neither an address, localhost, nor the one configured as admin")
+		case site != "" && site != "same-origin" && site != "none":
+			adminError(w, http.StatusForbidden, "the request comes from another site")
+		case r.Header.Get("Origin") != "" && (originErr != nil || origin.Host != r.Host):
+			adminError(w, http.StatusForbidden, "the request comes from another origin")
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+// authorized asks for the admin token.
+func (g *gateway) authorized(next http.Handler) http.Handler {
+	want := sha256.Sum256([]byte(g.token))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		given, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		have := sha256.Sum256([]byte(given))
+		if g.token == "" || !bearer || subtle.ConstantTimeCompare(have[:], want[:]) != 1 {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			adminError(w, http.StatusUnauthorized, "send the content of admin_token_file as Authorization: Bearer")
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(v); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	w.Write(body.Bytes())
+}
+
+func adminError(w http.ResponseWriter, status int, text string) {
+	writeJSON(w, status, map[string]string{"error": text})
+}
+
+// issuerStatus and feedStatus are what readyz and status say of the two things
+// that the gateway depends on.
+type issuerStatus struct {
+	Name    string   `json:"name"`
+	Issuer  string   `json:"issuer"`
+	Ready   bool     `json:"ready"`
+	Keys    int      `json:"keys"`
+	Left    int      `json:"keys_left_out,omitempty"`
+	Age     *float64 `json:"age_seconds"` // null: never fetched
+	Problem string   `json:"problem,omitempty"`
+}
+
+type feedStatus struct {
+	Name    string   `json:"name"`
+	State   string   `json:"state"`
+	Age     *float64 `json:"age_seconds"` // null: never heard from
+	Applied uint64   `json:"applied"`
+	Refused uint64   `json:"refused"`
+	Problem string   `json:"problem,omitempty"`
+}
+
+func age(d time.Duration) *float64 {
+	if d < 0 {
+		return nil
+	}
+	s := d.Seconds()
+	return &s
+}
+
+func (g *gateway) dependencies(now time.Time) (issuers []issuerStatus, feeds []feedStatus, ready bool) {
+	issuers, feeds, ready = []issuerStatus{}, []feedStatus{}, true
+	for _, issuer := range g.current.Load().issuers {
+		s := issuer.Keys().Status(now)
+		issuers = append(issuers, issuerStatus{issuer.Name(), issuer.URL(), s.Usable, s.Keys, s.Rejected, age(s.Age), s.Error})
+		ready = ready && s.Usable
+	}
+	for _, source := range g.list.Sources() {
+		s := source.Status(now)
+		feeds = append(feeds, feedStatus{s.Name, s.State.String(), age(s.Age), s.Applied, s.Refused, s.Error})
+		ready = ready && s.Synced
+	}
+	return issuers, feeds, ready
+}
+
+// serveReady says 200 once every issuer has had keys and every feed has been in
+// step. It latches: going stale later must not take all gateways out of the
+// balancer at once; the routes' on_stale acts instead.
+func (g *gateway) serveReady(w http.ResponseWriter, _ *http.Request) {
+	issuers, feeds, ready := g.dependencies(time.Now())
+	if ready {
+		g.ready.Store(true)
+	}
+	status, verdict := http.StatusOK, "ready"
+	switch {
+	case g.draining.Load():
+		status, verdict = http.StatusServiceUnavailable, "draining"
+	case !g.ready.Load():
+		status, verdict = http.StatusServiceUnavailable, "not ready"
+	}
+	writeJSON(w, status, map[string]any{"status": verdict, "issuers": issuers, "feeds": feeds})
+}
+
+// serveStatus tells an operator how the gateway fares. It names no subject and
+// no token.
+func (g *gateway) serveStatus(w http.ResponseWriter, _ *http.Request) {
+	now := time.Now()
+	issuers, feeds, _ := g.dependencies(now)
+	b := g.current.Load()
+	stats := g.list.Stats()
+	entries := map[string]int{}
+	for kind := 1; kind <= token.Kinds; kind++ {
+		entries[token.Kind(kind).String()] = stats.Entries[kind]
+	}
+	warnings := []string{}
+	for _, w := range b.warnings {
+		warnings = append(warnings, w.Error())
+	}
+	routes := []map[string]any{}
+	for _, rt := range b.snapshot.Policy.Routes() {
+		routes = append(routes, map[string]any{"name": rt.Name, "path": rt.Pattern(), "upstream": b.snapshot.Routes[rt.Index].Upstream.Name})
+	}
+	hits, misses := b.cache.Stats()
+	writeJSON(w, http.StatusOK, map[string]any{
+		"version": version, "generation": b.snapshot.Generation, "ready": g.ready.Load(), "draining": g.draining.Load(),
+		"issuers": issuers, "feeds": feeds, "routes": routes, "warnings": warnings,
+		"denylist": map[string]any{
+			"state": g.list.State(now).String(), "entries": entries, "total": stats.Total, "max_entries": stats.Max, "bytes": stats.Bytes,
+			"revoking": g.journal != nil,
+		},
+		"token_cache": map[string]uint64{"hits": hits, "misses": misses},
+		"inflight":    g.handler.Inflight(), "streams": g.handler.Streams(),
+	})
+}
+
+// serveReload asks the reloading goroutine for its answer.
+func (g *gateway) serveReload(w http.ResponseWriter, r *http.Request) {
+	answer := make(chan []problem, 1)
+	select {
+	case g.reloads <- answer:
+	case <-r.Context().Done():
+		return
+	}
+	wrong := <-answer
+	if wrong == nil {
+		writeJSON(w, http.StatusOK, map[string]any{"status": "reloaded", "generation": g.current.Load().snapshot.Generation})
+		return
+	}
+	texts := make([]string, len(wrong))
+	for i, p := range wrong {
+		texts[i] = p.Error()
+	}
+	writeJSON(w, http.StatusUnprocessableEntity, map[string]any{"status": "refused; the old configuration stays", "problems": texts})
+}
+
+// A lineResult is what became of one line of POST /revocations.
+type lineResult struct {
+	Line    int    `json:"line"`
+	Status  string `json:"status"` // applied, refused
+	Problem string `json:"problem,omitempty"`
+	Note    string `json:"note,omitempty"`
+}
+
+// errNoState is why revoking through this gateway is off.
+var errNoState = errors.New("there is no state_dir, so nothing revoked here would survive a restart; configure one")
+
+// serveRevocations applies one or many lines. Once it has answered 200, no later
+// request with such a token passes here, and a restart does not change that.
+func (g *gateway) serveRevocations(w http.ResponseWriter, r *http.Request) {
+	if g.journal == nil {
+		adminError(w, http.StatusServiceUnavailable, errNoState.Error())
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAdminBody))
+	if err != nil {
+		adminError(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("read the body: %v; send fewer lines at once (%d MiB)", err, maxAdminBody>>20))
+		return
+	}
+	now := time.Now()
+	results, accepted := []lineResult{}, []denylist.Revocation{}
+	for i, line := range splitLines(body) {
+		if len(bytes.TrimSpace(line)) == 0 {
+			continue
+		}
+		revocation, err := denylist.Parse(line, g.list.Issuers(), now, true)
+		if err != nil {
+			results = append(results, lineResult{Line: i + 1, Status: "refused", Problem: err.Error()})
+			continue
+		}
+		result := lineResult{Line: i + 1, Status: "applied"}
+		if !revocation.Clamped.IsZero() {
+			result.Note = fmt.Sprintf("before was more than %s ahead and was clamped", denylist.MaxAhead)
+			g.log.Warn("a revocation's before lies too far ahead and was clamped", "line", i+1, "before", revocation.Clamped)
+		}
+		results = append(results, result)
+		accepted = append(accepted, revocation)
+	}
+	status := http.StatusOK
+	switch {
+	case len(accepted) == 0:
+		status = http.StatusBadRequest
+	case len(accepted) < len(results):
+		status = http.StatusMultiStatus
+	}
+	answer := map[string]any{"applied": len(accepted), "refused": len(results) - len(accepted), "lines": results}
+	if len(accepted) > 0 {
+		var full *fullError
+		switch err := g.revoke(accepted, now); {
+		case errors.As(err, &full):
+			status = http.StatusInsufficientStorage
+			answer["error"] = err.Error()
+		case err != nil:
+			status = http.StatusInternalServerError
+			answer["error"] = "applied, not durable: " + err.Error()
+		}
+	}
+	writeJSON(w, status, answer)
+}
+
+// splitLines takes a body apart; one object over several lines counts as one.
+func splitLines(body []byte) [][]byte {
+	var one json.RawMessage
+	if json.Unmarshal(body, &one) == nil {
+		return [][]byte{bytes.TrimSpace(body)}
+	}
+	return bytes.Split(body, []byte("\n"))
+}
+
+// A fullError says that the denylist had no room.
+type fullError struct{ error }
+
+// revoke makes the revocations durable and enforces them. Without room nothing
+// is promised; with a journal that cannot be written they are enforced all the same.
+func (g *gateway) revoke(rs []denylist.Revocation, now time.Time) error {
+	kept := make([]denylist.Revocation, len(rs))
+	for i, r := range rs {
+		kept[i] = r
+		kept[i].Expiry = g.list.Retention(r, now)
+	}
+	written := g.journal.Append(kept)
+	if err := g.list.Add(rs, now); err != nil {
+		g.log.Error("a revocation could not be applied", "error", err)
+		return &fullError{err}
+	}
+	g.metrics.Applied(time.Since(now))
+	for _, r := range rs {
+		g.log.Info("revoked", "issuer", r.Issuer, "kind", r.Kind.String(), "reason", r.Reason, "durable", written == nil)
+	}
+	if written != nil {
+		g.log.Error("the journal cannot be written; what was revoked is enforced, but a restart would forget it", "error", written)
+	}
+	return written
+}
+
+// revokeToken denies one verified token, for the session endpoint's DELETE.
+func (g *gateway) revokeToken(_ context.Context, c *token.Claims) error {
+	if g.journal == nil {
+		return errNoState
+	}
+	return g.revoke([]denylist.Revocation{{Issuer: c.Issuer.URL(), Kind: token.KindToken, Value: c.TokenID, Expiry: c.Expiry, Reason: "signed out"}}, time.Now())
+}
+
+// serveRevocationsCheck tells whether something is revoked: iss, and one of jti,
+// sid, sub and client, or none for the whole issuer.
+func (g *gateway) serveRevocationsCheck(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	issuer := q.Get("iss")
+	if issuers := g.list.Issuers(); issuer == "" && len(issuers) == 1 {
+		issuer = issuers[0].URL
+	}
+	if issuer == "" {
+		adminError(w, http.StatusBadRequest, "iss is missing, and more than one issuer is configured")
+		return
+	}
+	kind, value, named := token.KindIssuer, "", 0
+	for _, k := range [...]token.Kind{token.KindToken, token.KindSession, token.KindSubject, token.KindClient} {
+		if q.Has(k.String()) {
+			kind, value = k, q.Get(k.String())
+			named++
+		}
+	}
+	if named > 1 || named == 1 && value == "" {
+		adminError(w, http.StatusBadRequest, "name one of jti, sid, sub and client")
+		return
+	}
+	entry, revoked := g.list.Lookup(kind, issuer, value)
+	answer := map[string]any{"revoked": revoked, "kind": kind.String(), "state": g.list.State(time.Now()).String()}
+	if revoked {
+		answer["until"] = entry.Until.UTC()
+		if !entry.Before.IsZero() {
+			answer["before"] = entry.Before.UTC()
+		}
+	}
+	writeJSON(w, http.StatusOK, answer)
+}
+
+// An explainQuestion is the body of POST /explain: a request, as it would come,
+// or claims that its token is supposed to have.
+type explainQuestion struct {
+	Method  string              `json:"method"`
+	URL     string              `json:"url"`
+	Headers map[string][]string `json:"headers"`
+	Claims  map[string]any      `json:"claims"`
+	Issuer  string              `json:"issuer"`
+}
+
+// UnmarshalJSON lets a header have one value without a list around it.
+func (q *explainQuestion) UnmarshalJSON(text []byte) error {
+	type plain explainQuestion
+	raw := struct {
+		*plain
+		Headers map[string]any `json:"headers"`
+	}{plain: (*plain)(q)}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&raw); err != nil {
+		return err
+	}
+	q.Headers = map[string][]string{}
+	for name, v := range raw.Headers {
+		list, ok := v.([]any)
+		if !ok {
+			list = []any{v}
+		}
+		for _, e := range list {
+			s, ok := e.(string)
+			if !ok {
+				return fmt.Errorf("header %q: a value is not a string", name)
+			}
+			q.Headers[name] = append(q.Headers[name], s)
+		}
+	}
+	return nil
+}
+
+// serveExplain decides about a request with the live keys and denylist, and sends
+// nothing on.
+func (g *gateway) serveExplain(w http.ResponseWriter, r *http.Request) {
+	var q explainQuestion
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&q); err != nil {
+		adminError(w, http.StatusBadRequest, fmt.Sprintf("%v; send method, url, and headers or claims", err))
+		return
+	}
+	b := g.current.Load()
+	rec, err := b.explain(r.Context(), q)
+	if err != nil {
+		adminError(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	writeJSON(w, http.StatusOK, newExplanation(rec))
+}
+
+// explain asks the snapshot about a hypothetical request.
+func (b *built) explain(ctx context.Context, q explainQuestion) (*decision.Record, error) {
+	header := http.Header{}
+	for name, values := range q.Headers {
+		for _, v := range values {
+			header.Add(name, v)
+		}
+	}
+	r, err := proxy.Hypothetical(q.Method, q.URL, header)
+	if err != nil {
+		return nil, err
+	}
+	rec := &decision.Record{Time: time.Now(), Generation: b.snapshot.Generation, Trace: &decision.Trace{}}
+	if q.Claims == nil {
+		b.snapshot.Decide(r.WithContext(ctx), rec)
+		return rec, nil
+	}
+	issuer := b.issuers[0]
+	for _, i := range b.issuers {
+		if i.Name() == q.Issuer || i.URL() == q.Issuer {
+			issuer = i
+		}
+	}
+	claims, err := issuer.Suppose(q.Claims, rec.Time)
+	if err != nil {
+		return nil, err
+	}
+	b.snapshot.Suppose(r.WithContext(ctx), claims, rec)
+	return rec, nil
+}
+
+// An explanation is a decision as JSON.
+type explanation struct {
+	Verdict string          `json:"verdict"`
+	Reason  decision.Reason `json:"reason"`
+	Shadow  decision.Reason `json:"shadow,omitempty"`
+	Status  int             `json:"status,omitempty"` // of the refusal
+	Detail  string          `json:"detail,omitempty"`
+	Route   string          `json:"route,omitempty"`
+	Grant   string          `json:"grant,omitempty"`
+	Steps   []decision.Step `json:"steps"`
+}
+
+func newExplanation(rec *decision.Record) explanation {
+	status := rec.Status
+	if status == 0 {
+		status = rec.Reason.Status()
+	}
+	return explanation{rec.Verdict.String(), rec.Reason, rec.Shadow, status, rec.Detail, rec.Route, rec.Grant, rec.Trace.Steps()}
+}

@@ -1,0 +1,647 @@
+package main
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"durward/decision"
+	"durward/denylist"
+	"durward/policy"
+	"durward/proxy"
+	"durward/token"
+)
+
+// A built is what one configuration stands for: complete, checked and tested
+// against its own policy tests, but doing nothing yet.
+type built struct {
+	config    *Config
+	level     slog.Level
+	issuers   []*token.Issuer
+	upstreams []*proxy.Upstream
+	cache     *token.Cache
+	limits    denylist.Issuers
+	snapshot  *proxy.Snapshot
+	warnings  []problem
+}
+
+// A world is what outlives a configuration, and what a new one is built in.
+type world struct {
+	generation uint64                    // of the configuration to be built
+	prev       *built                    // nil at start
+	list       *denylist.List            // the one of the process
+	history    map[string][]token.Limits // by issuer URL, from the state directory
+	now        time.Time
+}
+
+// buildFile reads the file and builds all that it stands for, or returns every
+// problem there is. Nothing outside the result has changed when it returns, and
+// what is expensive and unchanged is carried over from the previous one.
+func buildFile(path string, w world) (*built, []problem) {
+	f, err := parseFile(path)
+	if err != nil {
+		return nil, []problem{{path, 0, err.Error()}}
+	}
+	if f.garbled {
+		return nil, f.sorted()
+	}
+	b := builder{configFile: f, world: w, out: &built{config: &f.Config}}
+	b.build()
+	if f.problems != nil {
+		if w.prev == nil {
+			b.out.cache.Close()
+		}
+		return nil, f.sorted()
+	}
+	return b.out, nil
+}
+
+// A builder goes through the configuration part by part and collects problems.
+type builder struct {
+	*configFile
+	world
+	out *built
+}
+
+func (b *builder) problem(place, format string, args ...any) {
+	b.add(place, fmt.Errorf(format, args...))
+}
+
+func (b *builder) warn(place, format string, args ...any) {
+	b.out.warnings = append(b.out.warnings, problem{b.path, lineOf(b.root, place), place + ": " + fmt.Sprintf(format, args...)})
+}
+
+func (b *builder) build() {
+	s := &proxy.Snapshot{Generation: b.generation, Denied: b.list, LoginURL: b.LoginURL, HideReasons: b.HideReasons}
+	b.out.snapshot = s
+	b.listeners()
+	b.log()
+	b.credentials(s)
+	b.denylist()
+	b.issuers()
+	tokenBytes := b.limits(s)
+	b.streams(s)
+	var err error
+	s.Proxies, err = proxy.ParseTrustedProxies(b.TrustedProxies, b.ForwardedHost)
+	b.add("", err)
+	b.login()
+	b.cache()
+	b.routes(s)
+	if b.problems != nil {
+		return
+	}
+	s.Tokens = token.NewVerifier(b.out.issuers, b.out.cache, tokenBytes)
+	s.Prepare()
+	b.tests(s)
+}
+
+func (b *builder) listeners() {
+	if len(b.Listen) == 0 {
+		b.problem("listen", "is missing; write the address to serve, such as 127.0.0.1:8080")
+	}
+	for i, address := range b.Listen {
+		checkAddress(address, true, func(format string, args ...any) { b.problem(fmt.Sprintf("listen[%d]", i), format, args...) })
+	}
+	if b.Admin == "" {
+		b.Admin = "127.0.0.1:9901"
+	}
+	checkAddress(b.Admin, false, func(format string, args ...any) { b.problem("admin", format, args...) })
+	if b.Health != "" {
+		checkAddress(b.Health, false, func(format string, args ...any) { b.problem("health", format, args...) })
+	}
+	if b.TLS != nil {
+		if _, err := tls.LoadX509KeyPair(b.TLS.CertFile, b.TLS.KeyFile); err != nil {
+			b.problem("tls", "%v; cert_file and key_file must be a PEM certificate chain and its private key", err)
+		}
+	}
+	if b.Shutdown.Drain == 0 {
+		b.Shutdown.Drain = 20 * time.Second
+	}
+	if b.Shutdown.Grace == nil {
+		grace := time.Second
+		b.Shutdown.Grace = &grace
+	}
+	if b.Shutdown.Drain < 0 || *b.Shutdown.Grace < 0 {
+		b.problem("shutdown", "a duration is negative")
+	}
+	if b.StateDir == "" {
+		b.StateDir = defaultStateDir(b.dir)
+	} else if !canMake(b.StateDir) {
+		b.problem("state_dir", "%s is not a writable directory, and none can be made there", b.StateDir)
+	}
+	if b.StateDir == "" {
+		b.warn("state_dir", "there is none ($STATE_DIRECTORY is not set and %s cannot be made): revoking through this gateway is off", filepath.Join(b.dir, "durward-state"))
+		return
+	}
+	if b.AdminTokenFile == "" {
+		b.AdminTokenFile = filepath.Join(b.StateDir, "admin.token")
+	} else if _, err := os.Stat(b.AdminTokenFile); err != nil {
+		b.problem("admin_token_file", "%v", err)
+	}
+}
+
+func checkAddress(address string, unixToo bool, problem func(string, ...any)) {
+	if path, ok := strings.CutPrefix(address, "unix:"); ok && unixToo {
+		if path == "" {
+			problem("%q names no socket; write unix:/run/durward/durward.sock", address)
+		}
+		return
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		problem("%q is not host:port: %v", address, err)
+		return
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil || port == "" {
+		problem("%q has a bad port", address)
+	}
+	if _, err := policy.ReadHost(host); host != "" && err != nil && net.ParseIP(host) == nil {
+		problem("%q: %v", address, err)
+	}
+}
+
+func (b *builder) log() {
+	if b.Log.Level == "" {
+		b.Log.Level = "info"
+	}
+	if err := b.out.level.UnmarshalText([]byte(b.Log.Level)); err != nil {
+		b.problem("log.level", "%q is not known; write debug, info, warn or error", b.Log.Level)
+	}
+	if b.Log.Format == "" {
+		b.Log.Format = "json"
+	}
+	if b.Log.Format != "json" && b.Log.Format != "text" {
+		b.problem("log.format", "%q is not known; write json or text", b.Log.Format)
+	}
+}
+
+func (b *builder) credentials(s *proxy.Snapshot) {
+	c := &b.Credentials
+	if c.Cookie == nil {
+		name := "__Host-session"
+		c.Cookie = &name
+	}
+	if c.Bearer == nil {
+		yes := true
+		c.Bearer = &yes
+	}
+	b.cookieName("credentials.cookie", *c.Cookie)
+	if c.SessionEndpoint == "" {
+		return
+	}
+	const place = "credentials.session_endpoint"
+	path, err := policy.ReadPath(c.SessionEndpoint)
+	switch {
+	case err != nil:
+		b.problem(place, "%q: %v; write a path such as /.durward/session", c.SessionEndpoint, err)
+	case path.Escaped() != c.SessionEndpoint || c.SessionEndpoint == "/" || c.SessionEndpoint == proxy.KeysPath:
+		b.problem(place, "%q cannot be the endpoint; write a plain path such as /.durward/session", c.SessionEndpoint)
+	case *c.Cookie == "":
+		b.problem(place, "sets the session cookie, but credentials.cookie is off; name one")
+	case b.StateDir == "":
+		b.problem(place, "revokes tokens, which needs a state_dir to be durable; give one")
+	}
+	s.Session = proxy.Session{Path: c.SessionEndpoint, Cookie: *c.Cookie}
+}
+
+func (b *builder) cookieName(place, name string) {
+	if name == "" {
+		return
+	}
+	if err := (&http.Cookie{Name: name, Value: "x", Path: "/", Secure: true}).Valid(); err != nil || strings.ContainsAny(name, "\"") {
+		b.problem(place, "%q is not a cookie name", name)
+	}
+	if !strings.HasPrefix(name, "__Host-") {
+		b.warn(place, "%q lacks the prefix __Host-, without which other hosts of the domain can plant the cookie", name)
+	}
+}
+
+func (b *builder) denylist() {
+	d := &b.Denylist
+	if d.Lease == 0 {
+		d.Lease = 5 * time.Second
+	}
+	if d.Lease < time.Second {
+		b.problem("denylist.lease", "%s is shorter than a second; feeds give a sign of life about that often", d.Lease)
+	}
+	if d.OnStale != "" && d.OnStale != "deny" && d.OnStale != "allow" {
+		b.problem("denylist.on_stale", "%q is not known; write deny or allow", d.OnStale)
+	}
+	if d.OnStale == "allow" {
+		b.warn("denylist.on_stale", "allow lets revoked tokens pass everywhere while a feed is lost; better say so on single routes")
+	}
+	if d.MaxEntries == 0 {
+		d.MaxEntries = 10_000_000
+	}
+	if d.MaxEntries < 0 {
+		b.problem("denylist.max_entries", "is negative")
+	}
+	if d.Feeds != nil && len(d.Feeds) == 0 {
+		b.problem("denylist.feeds", "is empty; leave the key out to have none")
+	}
+	seen := map[string]bool{}
+	for i, feed := range d.Feeds {
+		place := fmt.Sprintf("denylist.feeds[%d]", i)
+		if feed.Name == "" || seen[feed.Name] {
+			b.problem(place+".name", "%q is missing or taken; metrics and logs tell feeds apart by it", feed.Name)
+		}
+		seen[feed.Name] = true
+		if feed.File == "" {
+			b.problem(place, "has no source; give it a file")
+		}
+	}
+}
+
+func (b *builder) issuers() {
+	if len(b.Issuers) == 0 {
+		b.problem("issuers", "is missing: no token could be verified; add one with name, issuer and audiences")
+	}
+	names, urls := map[string]bool{}, map[string]bool{}
+	for i, cfg := range b.Issuers {
+		place := fmt.Sprintf("issuers[%d]", i)
+		if names[cfg.Name] && cfg.Name != "" {
+			b.problem(place+".name", "%q is taken; names must differ", cfg.Name)
+		}
+		if urls[cfg.Issuer] && cfg.Issuer != "" {
+			b.problem(place+".issuer", "%q is configured twice; a token's iss must lead to one issuer", cfg.Issuer)
+		}
+		names[cfg.Name], urls[cfg.Issuer] = true, true
+		var prev *token.Issuer
+		if b.prev != nil {
+			if j := slices.IndexFunc(b.prev.issuers, func(o *token.Issuer) bool { return o.URL() == cfg.Issuer }); j >= 0 {
+				prev = b.prev.issuers[j]
+			}
+		}
+		issuer, err := token.NewIssuer(cfg, cfg.NextLimits(b.history[cfg.Issuer], b.now), prev)
+		if err != nil {
+			b.add(place, err)
+			continue
+		}
+		b.out.issuers = append(b.out.issuers, issuer)
+		full := issuer.Config()
+		b.out.limits = append(b.out.limits, denylist.IssuerLimits{URL: full.Issuer, MaxLifetime: full.MaxLifetime, Leeway: *full.Leeway, Skew: *full.Skew})
+		source := full.JWKSURL
+		if source == "" && full.JWKSFile == "" {
+			source = full.Issuer
+		}
+		if u, err := url.Parse(source); err == nil && u.Scheme == "http" && u.Hostname() != "localhost" && !net.ParseIP(u.Hostname()).IsLoopback() {
+			b.warn(place, "keys come over plain http from %s: whoever is between can replace them; use https", u.Host)
+		}
+	}
+}
+
+func (b *builder) limits(s *proxy.Snapshot) (tokenBytes int) {
+	size := func(field string, value policy.Size, fallback int) int {
+		n, err := value.Bytes()
+		if err == nil && n > math.MaxInt32 {
+			err = fmt.Errorf("%q is too much; memory for it is set aside per request", string(value))
+		}
+		b.add("limits."+field, err)
+		if n == 0 {
+			return fallback
+		}
+		return int(n)
+	}
+	l := &b.Limits
+	s.Limits.HeaderBytes = size("header_bytes", l.HeaderBytes, 32<<10)
+	s.Limits.CookieBytes = size("cookie_bytes", l.CookieBytes, 16<<10)
+	tokenBytes = size("token_bytes", l.TokenBytes, 8<<10)
+	for _, d := range []struct {
+		field    string
+		value    *time.Duration
+		fallback time.Duration
+	}{{"header_timeout", &l.HeaderTimeout, 10 * time.Second}, {"idle_timeout", &l.IdleTimeout, 2 * time.Minute}} {
+		if *d.value == 0 {
+			*d.value = d.fallback
+		}
+		if *d.value < 0 {
+			b.problem("limits."+d.field, "is negative")
+		}
+	}
+	if l.HeaderFields == 0 {
+		l.HeaderFields = 128
+	}
+	if l.HeaderFields < 0 {
+		b.problem("limits.header_fields", "is negative")
+	}
+	s.Limits.HeaderFields, s.Limits.HeaderTimeout, s.Limits.IdleTimeout = l.HeaderFields, l.HeaderTimeout, l.IdleTimeout
+	return tokenBytes
+}
+
+func (b *builder) streams(s *proxy.Snapshot) {
+	c := b.Streams
+	switch {
+	case c.OnExpiry != "" && c.OnExpiry != "cut" && c.OnExpiry != "keep":
+		b.problem("streams.on_expiry", "%q is not known; write cut or keep", c.OnExpiry)
+	case c.OnExpiry == "keep" && c.MaxAge == 0:
+		b.problem("streams.on_expiry", "keep needs max_age: a stream would outlive its token without end")
+	}
+	if c.Grace < 0 || c.MaxAge < 0 {
+		b.problem("streams", "a duration is negative")
+	}
+	s.Streams = proxy.Streams{Grace: c.Grace, MaxAge: c.MaxAge, KeepExpired: c.OnExpiry == "keep"}
+}
+
+func (b *builder) login() {
+	if b.LoginURL == "" {
+		return
+	}
+	u, err := url.Parse(strings.ReplaceAll(b.LoginURL, "{url}", "x"))
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		b.problem("login_url", "%q is not an absolute http or https URL", b.LoginURL)
+	}
+}
+
+func (b *builder) cache() {
+	n, err := b.TokenCache.MaxBytes.Bytes()
+	b.add("token_cache.max_bytes", err)
+	if n == 0 {
+		n = 64 << 20
+	}
+	if b.prev != nil {
+		b.out.cache = b.prev.cache // it lives as long as the process
+		return
+	}
+	b.out.cache, err = token.NewCache(n)
+	b.add("token_cache", err)
+}
+
+// routes resolves what each route refers to, and compiles the policy.
+func (b *builder) routes(s *proxy.Snapshot) {
+	r := resolver{builder: b, named: map[string]*proxy.Upstream{}, used: map[string]bool{}}
+	for _, name := range slices.Sorted(maps.Keys(b.Upstreams)) {
+		r.named[name] = r.upstream("upstreams."+name, name, b.Upstreams[name])
+	}
+	general, err := r.identity("identity", b.Identity)
+	b.add("identity", err)
+	var policies []policy.RouteConfig
+	for i := range b.Routes {
+		rc := &b.Routes[i]
+		place := fmt.Sprintf("routes[%d]", i)
+		route := proxy.Route{Upstream: r.reference(place, rc), Identity: general, Finder: b.finder(place, rc.Credentials)}
+		if !reflect.DeepEqual(rc.Identity, proxy.IdentityConfig{}) {
+			route.Identity, err = r.identity(place+".identity", mergeIdentity(b.Identity, rc.Identity))
+			b.add(place+".identity", err)
+		}
+		if rc.OnStale == "" {
+			rc.OnStale = b.Denylist.OnStale
+		}
+		rc.FoldCase = route.Upstream != nil && route.Upstream.FoldCase()
+		if rc.IssuesSession && route.Finder.Cookie == "" {
+			b.problem(place+".issues_session", "sets the session cookie, but the cookie is off here; name one in credentials")
+		}
+		policies = append(policies, rc.RouteConfig)
+		s.Routes = append(s.Routes, route)
+	}
+	for _, name := range slices.Sorted(maps.Keys(b.Upstreams)) {
+		if !r.used[name] {
+			b.warn("upstreams."+name, "no route uses it")
+		}
+	}
+	names := make([]string, len(b.Issuers))
+	for i, issuer := range b.Issuers {
+		names[i] = issuer.Name
+	}
+	s.Policy, err = policy.Compile(policies, names)
+	b.add("", err)
+	if s.Policy != nil {
+		for _, w := range s.Policy.Warnings() {
+			b.warn(w.Field, "%v", w.Err)
+		}
+	}
+}
+
+func (b *builder) finder(place string, c CredentialsConfig) token.Finder {
+	if c.SessionEndpoint != "" {
+		b.problem(place+".credentials.session_endpoint", "is one for all routes; move it to credentials at the top")
+	}
+	f := token.Finder{Cookie: *b.Credentials.Cookie, Bearer: *b.Credentials.Bearer}
+	if c.Cookie != nil {
+		b.cookieName(place+".credentials.cookie", *c.Cookie)
+		f.Cookie = *c.Cookie
+	}
+	if c.Bearer != nil {
+		f.Bearer = *c.Bearer
+	}
+	return f
+}
+
+// A resolver turns references into the one thing that they refer to.
+type resolver struct {
+	*builder
+	named      map[string]*proxy.Upstream
+	used       map[string]bool
+	assertions map[proxy.AssertionConfig]*proxy.Assertion
+}
+
+func (r *resolver) upstream(place, name string, cfg proxy.UpstreamConfig) *proxy.Upstream {
+	var prev *proxy.Upstream
+	if r.prev != nil {
+		if i := slices.IndexFunc(r.prev.upstreams, func(u *proxy.Upstream) bool { return u.Name == name }); i >= 0 {
+			prev = r.prev.upstreams[i]
+		}
+	}
+	u, err := proxy.NewUpstream(name, cfg, prev)
+	if err != nil {
+		r.add(place, err)
+		return nil
+	}
+	if u.PlainOffLoopback() {
+		r.warn(place, "identity headers travel in the clear to %s; use https, or keep it on this machine", cfg.URL)
+	}
+	r.out.upstreams = append(r.out.upstreams, u)
+	return u
+}
+
+// reference finds the upstream that a route names, or makes the one that it
+// describes; routes with the same URL share it.
+func (r *resolver) reference(place string, rc *RouteConfig) *proxy.Upstream {
+	ref := rc.Upstream.Ref
+	switch {
+	case ref == "" && rc.Upstream.URL != "":
+		return r.upstream(place+".upstream", rc.Name, rc.Upstream.UpstreamConfig)
+	case ref == "":
+		r.problem(place+".upstream", "is missing; write the name of an upstream or a URL such as http://127.0.0.1:3000")
+		return nil
+	}
+	if u, known := r.named[ref]; known {
+		r.used[ref] = true
+		return u
+	}
+	if !strings.Contains(ref, ":") {
+		r.problem(place+".upstream", "%q is neither a configured upstream (%s) nor a URL", ref, strings.Join(slices.Sorted(maps.Keys(r.Upstreams)), ", "))
+		return nil
+	}
+	u := r.upstream(place+".upstream", ref, proxy.UpstreamConfig{URL: ref})
+	r.named[ref] = u
+	return u
+}
+
+func (r *resolver) identity(place string, cfg proxy.IdentityConfig) (*proxy.Identity, error) {
+	if cfg.Headers != nil && len(cfg.Headers) == 0 {
+		r.problem(place+".headers", "is empty; leave the key out for the default, or list headers")
+	}
+	if cfg.Assertion == nil {
+		return proxy.NewIdentity(cfg, nil)
+	}
+	if r.assertions == nil {
+		r.assertions = map[proxy.AssertionConfig]*proxy.Assertion{}
+	}
+	a, known := r.assertions[*cfg.Assertion]
+	if !known {
+		var err error
+		if a, err = proxy.NewAssertion(*cfg.Assertion); err != nil {
+			r.add(place+".assertion", err)
+		}
+		r.assertions[*cfg.Assertion] = a
+	}
+	return proxy.NewIdentity(cfg, a)
+}
+
+func mergeIdentity(general, route proxy.IdentityConfig) proxy.IdentityConfig {
+	if route.Headers == nil {
+		route.Headers = general.Headers
+	}
+	if route.Assertion == nil {
+		route.Assertion = general.Assertion
+	}
+	if route.ForwardToken == nil {
+		route.ForwardToken = general.ForwardToken
+	}
+	return route
+}
+
+// tests asks the policy what its author expects of it.
+func (b *builder) tests(s *proxy.Snapshot) {
+	for i, t := range b.Tests {
+		place := fmt.Sprintf("tests[%d]", i)
+		if err := b.test(s, t); err != nil {
+			b.add(place, fmt.Errorf("%q: %w", t.Name, err))
+		}
+	}
+}
+
+func (b *builder) test(s *proxy.Snapshot, t policy.TestConfig) error {
+	if t.Name == "" {
+		return &token.FieldError{Field: "name", Err: errors.New("is missing")}
+	}
+	if t.Want != "allow" && t.Want != "deny" && t.Want != "challenge" {
+		return &token.FieldError{Field: "want", Err: fmt.Errorf("%q is not a verdict; write allow, deny or challenge", t.Want)}
+	}
+	if t.Reason != "" && !slices.Contains(decision.Reasons(), decision.Reason(t.Reason)) {
+		return &token.FieldError{Field: "reason", Err: fmt.Errorf("%q is not a reason; the README lists them", t.Reason)}
+	}
+	method, target, ok := strings.Cut(t.Request, " ")
+	r, err := proxy.Hypothetical(method, target, nil)
+	if !ok || err != nil {
+		return &token.FieldError{Field: "request", Err: fmt.Errorf("%q is not a method and an absolute URL, such as GET https://shop.example.com/", t.Request)}
+	}
+	claims, err := b.claims(t)
+	if err != nil {
+		return err
+	}
+	rec := &decision.Record{Time: b.now}
+	s.Suppose(r, claims, rec)
+	if rec.Verdict.String() != t.Want || t.Reason != "" && rec.Reason != decision.Reason(t.Reason) {
+		want := strings.TrimSpace(t.Want + " " + t.Reason)
+		return fmt.Errorf("%s: want %s, but the policy says %s (%s)", t.Request, want, rec.Verdict, strings.TrimSuffix(string(rec.Reason)+": "+rec.Detail, ": "))
+	}
+	return nil
+}
+
+// claims makes the test's claims, nil if it has none. A claim that nothing reads
+// is probably misspelt, and would make the test prove nothing.
+func (b *builder) claims(t policy.TestConfig) (*token.Claims, error) {
+	issuer := b.out.issuers[0]
+	if t.Issuer != "" {
+		i := slices.IndexFunc(b.out.issuers, func(o *token.Issuer) bool { return o.Name() == t.Issuer })
+		if i < 0 {
+			return nil, &token.FieldError{Field: "issuer", Err: fmt.Errorf("%q is not a configured issuer", t.Issuer)}
+		}
+		issuer = b.out.issuers[i]
+	}
+	if t.Claims == nil {
+		return nil, nil
+	}
+	read := b.claimsRead(issuer)
+	for _, name := range slices.Sorted(maps.Keys(t.Claims)) {
+		if !read[name] {
+			text := fmt.Sprintf("nothing reads the claim %q", name)
+			if path, mapped := issuer.Config().Claims[name]; mapped {
+				text += fmt.Sprintf("; issuer %q keeps %s in %q", issuer.Name(), name, path)
+			} else if near := nearest(name, slices.Sorted(maps.Keys(read))); near != "" {
+				text += fmt.Sprintf("; did you mean %q?", near)
+			}
+			return nil, &token.FieldError{Field: "claims." + name, Err: errors.New(text)}
+		}
+	}
+	claims, err := issuer.Suppose(t.Claims, b.now)
+	if err != nil {
+		return nil, &token.FieldError{Field: "claims", Err: err}
+	}
+	return claims, nil
+}
+
+// claimsRead are the top-level claims that the gateway, a grant or an identity
+// header looks at in this issuer's tokens.
+func (b *builder) claimsRead(issuer *token.Issuer) map[string]bool {
+	read := map[string]bool{}
+	for _, name := range [...]string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "auth_time", "acr", "amr"} {
+		read[name] = true
+	}
+	mapped := issuer.Config().Claims
+	add := func(name string) {
+		if path, ok := mapped[name]; ok {
+			name = path
+		}
+		if path, err := token.ParsePath(name); err == nil {
+			read[path[0]] = true
+		}
+	}
+	for _, path := range mapped {
+		if p, err := token.ParsePath(path); err == nil {
+			read[p[0]] = true
+		}
+	}
+	headers := func(cfg map[string]proxy.HeaderConfig) {
+		for _, h := range cfg {
+			add(h.Claim)
+		}
+	}
+	headers(proxy.DefaultHeaders())
+	headers(b.Identity.Headers)
+	for _, rc := range b.Routes {
+		headers(rc.Identity.Headers)
+		for _, grant := range rc.Allow {
+			for claim := range grant.Claims {
+				add(claim)
+			}
+		}
+	}
+	return read
+}
+
+// defaultStateDir is where state is kept if the configuration does not say; ""
+// if there is no such place. It makes nothing yet.
+func defaultStateDir(dir string) string {
+	if systemd, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":"); systemd != "" {
+		return systemd
+	}
+	beside := filepath.Join(dir, "durward-state")
+	if canMake(beside) {
+		return beside
+	}
+	return ""
+}

@@ -1,0 +1,291 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"durward/decision"
+	"durward/denylist"
+	"durward/denylist/filefeed"
+)
+
+// errRefused ends explain with status 1 when the request would be refused, so
+// that scripts can ask; everything was said already.
+var errRefused = errors.New("refused")
+
+// load builds the configuration as serve would, but for a single question: it
+// listens to nothing and changes nothing.
+func load(path string) (*built, []problem) {
+	f, err := parseFile(path)
+	if err != nil {
+		return nil, []problem{{path, 0, err.Error()}}
+	}
+	if f.StateDir == "" {
+		f.StateDir = defaultStateDir(f.dir)
+	}
+	history, err := readHistory(f.StateDir)
+	if err != nil {
+		return nil, []problem{{path, 0, err.Error()}}
+	}
+	list := denylist.New(f.Denylist.MaxEntries)
+	b, wrong := buildFile(path, world{generation: 1, list: list, history: history, now: time.Now()})
+	if wrong == nil {
+		list.SetMaxEntries(b.config.Denylist.MaxEntries)
+		list.SetIssuers(b.limits)
+	}
+	return b, wrong
+}
+
+func (c *command) check() error {
+	path := c.config()
+	if err := c.parse(0, "none"); err != nil {
+		return err
+	}
+	b, wrong := load(*path)
+	if wrong != nil {
+		return problems(wrong)
+	}
+	defer b.cache.Close()
+	for _, w := range b.warnings {
+		fmt.Fprintf(c.stderr, "%s (warning)\n", w.Error())
+	}
+	_, err := fmt.Fprintf(c.stdout, "%s: good: %d issuers, %d routes, %d tests passed\n", *path, len(b.issuers), len(b.config.Routes), len(b.config.Tests))
+	return err
+}
+
+// headerFlags collects -header flags.
+type headerFlags map[string][]string
+
+func (h headerFlags) String() string { return "" }
+
+func (h headerFlags) Set(s string) error {
+	name, value, ok := strings.Cut(s, ":")
+	if !ok {
+		return errors.New("write 'Name: value'")
+	}
+	name = http.CanonicalHeaderKey(strings.TrimSpace(name))
+	h[name] = append(h[name], strings.TrimSpace(value))
+	return nil
+}
+
+func (c *command) explain(ctx context.Context) error {
+	path := c.config()
+	tokenFile := c.flags.String("token-file", "", "a `file` with the token, sent as bearer token")
+	claims := c.flags.String("claims", "", "suppose a verified token with these claims, a `JSON` object")
+	issuer := c.flags.String("iss", "", "name or URL of the `issuer` of -claims; default: the first")
+	asJSON := c.flags.Bool("json", false, "print JSON")
+	headers := headerFlags{}
+	c.flags.Var(headers, "header", "a header `field` of the request, 'Name: value'; may be repeated")
+	if err := c.parse(2, "METHOD URL"); err != nil {
+		return err
+	}
+	q := explainQuestion{Method: c.flags.Arg(0), URL: c.flags.Arg(1), Headers: headers, Issuer: *issuer}
+	if *tokenFile != "" && *claims != "" {
+		return usageError{errors.New("-token-file brings a token and -claims supposes one; give one of them")}
+	}
+	if *tokenFile != "" {
+		raw, err := os.ReadFile(*tokenFile)
+		if err != nil {
+			return err
+		}
+		headers["Authorization"] = append(headers["Authorization"], "Bearer "+strings.TrimSpace(string(raw)))
+	}
+	if *claims != "" {
+		d := json.NewDecoder(strings.NewReader(*claims))
+		d.UseNumber()
+		if err := d.Decode(&q.Claims); err != nil || q.Claims == nil {
+			return usageError{fmt.Errorf("-claims is not a JSON object: %v", err)}
+		}
+	}
+	b, wrong := load(*path)
+	if wrong != nil {
+		return problems(wrong)
+	}
+	defer b.cache.Close()
+	if q.Claims == nil {
+		c.catchUp(ctx, b)
+	}
+	rec, err := b.explain(ctx, q)
+	if err != nil {
+		return usageError{err}
+	}
+	if *asJSON {
+		encoder := json.NewEncoder(c.stdout)
+		encoder.SetIndent("", "  ")
+		err = encoder.Encode(newExplanation(rec))
+	} else {
+		err = rec.Explain(c.stdout)
+	}
+	if err == nil && rec.Verdict != decision.Allow {
+		err = errRefused
+	}
+	return err
+}
+
+// catchUp fetches keys and reads revocations once, as a running gateway would
+// have done. What fails is said, and decides as it would there.
+func (c *command) catchUp(ctx context.Context, b *built) {
+	quiet := slog.New(slog.NewTextHandler(c.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	for _, issuer := range b.issuers {
+		if err := issuer.Keys().Refresh(ctx); err != nil {
+			fmt.Fprintf(c.stderr, "issuer %q: %v\n", issuer.Name(), err)
+		}
+	}
+	list := b.snapshot.Denied
+	now := time.Now()
+	if b.config.StateDir != "" {
+		held, err := denylist.ReadJournal(b.config.StateDir, quiet)
+		if err == nil {
+			err = list.Add(held, now)
+		}
+		if err != nil {
+			fmt.Fprintf(c.stderr, "journal: %v\n", err)
+		}
+	}
+	for _, feed := range b.config.Denylist.Feeds {
+		source := list.Candidate(feed.Name, b.config.Denylist.Lease)
+		if err := filefeed.Read(feed.File, list, source, now); err != nil {
+			fmt.Fprintf(c.stderr, "feed %q: %v\n", feed.Name, err)
+		}
+		list.Join(source)
+	}
+}
+
+func (c *command) revoke(ctx context.Context) error {
+	path := c.config()
+	line := map[string]any{}
+	text := func(name, help string) *string { return c.flags.String(name, "", help) }
+	issuer := text("iss", "the `issuer` of what is revoked; may be left out where one is configured")
+	named := map[string]*string{
+		"jti": text("jti", "one token, by its `id`"), "sid": text("sid", "one session, by its `id`"),
+		"sub": text("sub", "all tokens of a `subject`"), "client": text("client", "all tokens of an OAuth `client`"),
+	}
+	all := c.flags.Bool("all", false, "all tokens of the issuer")
+	before := text("before", "revoke what was issued at or before this `time` (RFC 3339, or seconds since 1970); default now, for -sub, -client and -all")
+	expiry := text("exp", "remember the revocation at least until this `time`")
+	reason := text("reason", "a `text` for the log")
+	if err := c.parse(0, "none"); err != nil {
+		return err
+	}
+	count := 0
+	for name, value := range named {
+		if *value != "" {
+			line[name] = *value
+			count++
+		}
+	}
+	if *all {
+		count++
+	}
+	if count != 1 {
+		return usageError{errors.New("give exactly one of -jti, -sid, -sub, -client and -all")}
+	}
+	for name, value := range map[string]string{"before": *before, "exp": *expiry} {
+		if value == "" {
+			continue
+		}
+		t, err := parseTime(value)
+		if err != nil {
+			return usageError{fmt.Errorf("-%s: %w", name, err)}
+		}
+		line[name] = t
+	}
+	if *reason != "" {
+		line["reason"] = *reason
+	}
+	f, err := parseFile(*path)
+	if err != nil {
+		return err
+	}
+	if f.garbled {
+		return problems(f.sorted())
+	}
+	if *issuer != "" {
+		line["iss"] = *issuer
+	}
+	if *all {
+		if *issuer == "" && len(f.Issuers) == 1 {
+			line["iss"] = f.Issuers[0].Issuer
+		}
+		if line["iss"] == nil {
+			return usageError{errors.New("-all needs -iss: several issuers are configured")}
+		}
+		if line["before"] == nil {
+			line["before"] = json.Number(strconv.FormatInt(time.Now().Unix(), 10))
+		}
+	}
+	return c.post(ctx, &f.Config, line)
+}
+
+func parseTime(s string) (json.Number, error) {
+	if _, err := strconv.ParseFloat(s, 64); err == nil {
+		return json.Number(s), nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return "", fmt.Errorf("%q is neither seconds since 1970 nor RFC 3339, such as 2026-01-31T12:00:00Z", s)
+	}
+	return json.Number(strconv.FormatInt(t.Unix(), 10)), nil
+}
+
+// post hands the line to the running gateway.
+func (c *command) post(ctx context.Context, config *Config, line map[string]any) error {
+	if config.StateDir == "" {
+		config.StateDir = defaultStateDir(config.dir)
+	}
+	if config.AdminTokenFile == "" && config.StateDir != "" {
+		config.AdminTokenFile = config.StateDir + "/admin.token"
+	}
+	secret, err := adminToken(config.AdminTokenFile, false)
+	if err != nil {
+		return err
+	}
+	address := config.Admin
+	if address == "" {
+		address = "127.0.0.1:9901"
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("admin: %w", err)
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	body, err := json.Marshal(line)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+net.JoinHostPort(host, port)+"/revocations", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+secret)
+	client := http.Client{Transport: &http.Transport{Proxy: nil}} // the token is for the gateway alone
+	res, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("is the gateway running? %w", err)
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("the gateway answered %s: %s", res.Status, bytes.TrimSpace(answer))
+	}
+	_, err = fmt.Fprintf(c.stdout, "revoked: %s\n", body)
+	return err
+}

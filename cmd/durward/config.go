@@ -1,0 +1,504 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"durward/policy"
+	"durward/proxy"
+	"durward/token"
+)
+
+// Config is the configuration file. Each part belongs to the package that uses
+// it; config.example.yaml shows every option with its reason.
+type Config struct {
+	// Listen is one address or a list: host:port, or unix:/path/to/socket. Required.
+	Listen policy.Strings `yaml:"listen"`
+	// TLS makes the host:port listeners speak TLS. Optional.
+	TLS *TLSConfig `yaml:"tls"`
+	// Admin is the address of the operators' interface. Default 127.0.0.1:9901.
+	Admin string `yaml:"admin"`
+	// AdminTokenFile holds the token that the operators' interface asks for.
+	// Default: admin.token in state_dir, made at first start.
+	AdminTokenFile string `yaml:"admin_token_file"`
+	// Health is an address that serves healthz, readyz and metrics alone. Optional.
+	Health string `yaml:"health"`
+	// StateDir keeps what must outlive the process. Default: $STATE_DIRECTORY, else
+	// durward-state beside this file.
+	StateDir string `yaml:"state_dir"`
+	// TrustedProxies are the addresses and CIDR blocks whose X-Forwarded-For and
+	// -Proto are believed; unix for peers on a unix socket. Default: none.
+	TrustedProxies []string `yaml:"trusted_proxies"`
+	// ForwardedHost lets X-Forwarded-Host from them decide the host. Default false.
+	ForwardedHost bool `yaml:"forwarded_host"`
+	// LoginURL is where a browser without a token is sent; {url} in it becomes the
+	// address that it wanted. Optional.
+	LoginURL string `yaml:"login_url"`
+	// HideReasons leaves the header Durward-Reason out of refusals. Default false.
+	HideReasons bool `yaml:"hide_reasons"`
+	// Log says how much is logged, and how.
+	Log LogConfig `yaml:"log"`
+	// Issuers are those whose tokens are believed. At least one.
+	Issuers []token.IssuerConfig `yaml:"issuers"`
+	// Credentials say where the token stands in a request.
+	Credentials CredentialsConfig `yaml:"credentials"`
+	// Denylist says what is revoked, and how fresh that knowledge must be.
+	Denylist DenylistConfig `yaml:"denylist"`
+	// Identity says how upstreams learn who is asking.
+	Identity proxy.IdentityConfig `yaml:"identity"`
+	// Upstreams are the applications, by name.
+	Upstreams map[string]proxy.UpstreamConfig `yaml:"upstreams"`
+	// Routes say who may do what, and where it goes. At least one.
+	Routes []RouteConfig `yaml:"routes"`
+	// Limits bound what a request may bring.
+	Limits LimitsConfig `yaml:"limits"`
+	// Streams say how long a request in progress outlives what let it in.
+	Streams StreamsConfig `yaml:"streams"`
+	// TokenCache remembers verified tokens.
+	TokenCache TokenCacheConfig `yaml:"token_cache"`
+	// Shutdown says how the process ends.
+	Shutdown ShutdownConfig `yaml:"shutdown"`
+	// Tests are run by check and before every reload; one that fails refuses the file.
+	Tests []policy.TestConfig `yaml:"tests"`
+
+	path string // of the file, as given
+	dir  string // that relative paths are relative to
+}
+
+// TLSConfig names the listeners' certificate. The files are read again when they
+// change.
+type TLSConfig struct {
+	CertFile string `yaml:"cert_file"` // PEM certificate chain
+	KeyFile  string `yaml:"key_file"`  // PEM private key
+}
+
+// LogConfig says how much is logged, and how.
+type LogConfig struct {
+	Level  string `yaml:"level"`  // debug, info (default), warn or error
+	Format string `yaml:"format"` // json (default) or text
+}
+
+// CredentialsConfig says where the token stands in a request. On a route it
+// overrides the general one, member by member; the session endpoint is one for all.
+type CredentialsConfig struct {
+	// Cookie is the session cookie's name. Default __Host-session; "" turns it off.
+	Cookie *string `yaml:"cookie"`
+	// Bearer reads the Authorization header. Default true.
+	Bearer *bool `yaml:"bearer"`
+	// SessionEndpoint is the path at which pages hand in their token and give it
+	// up. Default "": none.
+	SessionEndpoint string `yaml:"session_endpoint"`
+}
+
+// DenylistConfig says what is revoked, and how fresh that knowledge must be.
+type DenylistConfig struct {
+	// Lease is how long a feed may give no sign of life. Default 5s.
+	Lease time.Duration `yaml:"lease"`
+	// OnStale is deny (default) or allow: what happens past the lease. A route may
+	// say otherwise.
+	OnStale string `yaml:"on_stale"`
+	// MaxEntries is the memory budget. Full is an error, never an eviction. Default 10 million.
+	MaxEntries int `yaml:"max_entries"`
+	// Feeds bring revocations; several are a union, and each must be live.
+	Feeds []FeedConfig `yaml:"feeds"`
+}
+
+// FeedConfig is one feed of revocations.
+type FeedConfig struct {
+	// Name of the feed in logs and metrics. Required, unique.
+	Name string `yaml:"name"`
+	// File holds one JSON revocation a line. It is read again when it changes.
+	File string `yaml:"file"`
+}
+
+// RouteConfig is a route: its policy, and what its upstream is told.
+type RouteConfig struct {
+	policy.RouteConfig `yaml:",inline"`
+	// Upstream is the name of an upstream, a URL, or a mapping like those of upstreams. Required.
+	Upstream UpstreamRef `yaml:"upstream"`
+	// Identity overrides the general identity, member by member.
+	Identity proxy.IdentityConfig `yaml:"identity"`
+	// Credentials override the general credentials, member by member.
+	Credentials CredentialsConfig `yaml:"credentials"`
+}
+
+// UpstreamRef is the name of an upstream, its URL, or the whole upstream.
+type UpstreamRef struct {
+	Ref                  string `yaml:"-"`
+	proxy.UpstreamConfig `yaml:",inline"`
+}
+
+// UnmarshalYAML takes a string or a mapping.
+func (u *UpstreamRef) UnmarshalYAML(unmarshal func(any) error) error {
+	if unmarshal(&u.Ref) == nil {
+		return nil
+	}
+	return unmarshal(&u.UpstreamConfig)
+}
+
+// LimitsConfig bounds what a request may bring.
+type LimitsConfig struct {
+	HeaderBytes   policy.Size   `yaml:"header_bytes"`   // of the header section; default 32KiB
+	HeaderFields  int           `yaml:"header_fields"`  // number of fields; default 128
+	CookieBytes   policy.Size   `yaml:"cookie_bytes"`   // of all cookies; default 16KiB
+	TokenBytes    policy.Size   `yaml:"token_bytes"`    // of the token; default 8KiB
+	HeaderTimeout time.Duration `yaml:"header_timeout"` // for the header section to arrive; default 10s
+	IdleTimeout   time.Duration `yaml:"idle_timeout"`   // between requests, and for a body to make progress; default 120s
+}
+
+// StreamsConfig says how long a request in progress outlives what let it in.
+type StreamsConfig struct {
+	// Grace is the time between a revocation and the cut. Default 0s.
+	Grace time.Duration `yaml:"grace"`
+	// MaxAge is the longest life of a request with a token. Default 0s: no limit.
+	MaxAge time.Duration `yaml:"max_age"`
+	// OnExpiry is cut (default) or keep: what happens when the token expires. To
+	// keep needs MaxAge.
+	OnExpiry string `yaml:"on_expiry"`
+}
+
+// TokenCacheConfig remembers verified tokens.
+type TokenCacheConfig struct {
+	MaxBytes policy.Size `yaml:"max_bytes"` // default 64MiB
+}
+
+// ShutdownConfig says how the process ends.
+type ShutdownConfig struct {
+	// Grace is how long requests are still accepted after readyz says no, so that
+	// balancers notice. Default 1s.
+	Grace *time.Duration `yaml:"grace"`
+	// Drain is how long requests in progress may then take. Default 20s.
+	Drain time.Duration `yaml:"drain"`
+}
+
+// A problem is one thing wrong with the configuration.
+type problem struct {
+	File    string
+	Line    int // 0 where none can be named
+	Message string
+}
+
+// Error is file:line: and what is wrong.
+func (p problem) Error() string {
+	if p.Line == 0 {
+		return p.File + ": " + p.Message
+	}
+	return fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Message)
+}
+
+// A configFile is a parsed configuration together with the places of its keys.
+type configFile struct {
+	Config
+	root     *yaml.Node
+	problems []problem
+	broken   map[int]bool // lines whose YAML could not be read
+	garbled  bool         // the whole file is no YAML
+}
+
+// parseFile reads the file strictly: unknown and duplicate keys, values of the wrong
+// type, empty values and second documents are problems. What could be read is
+// returned beside them, so that later checks can add theirs; only an unreadable
+// file is an error.
+func parseFile(path string) (*configFile, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	f := &configFile{Config: Config{path: path, dir: dir}, root: &yaml.Node{}, broken: map[int]bool{}}
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	decoder.KnownFields(true)
+	if err := decoder.Decode(&f.Config); err != nil {
+		f.addYAML(err)
+	}
+	// The tree tells where each key stands. Decoding through it was refused: that
+	// loses KnownFields.
+	if err := yaml.Unmarshal(text, f.root); err == nil {
+		f.findEmpty(f.root)
+	}
+	var second yaml.Node
+	if err := decoder.Decode(&second); err == nil {
+		f.problems = append(f.problems, problem{path, second.Line, "a second YAML document (---): only one is read, so the rest would be ignored; merge them"})
+	} else if !errors.Is(err, io.EOF) && f.problems == nil {
+		f.addYAML(err)
+	}
+	f.makeAbsolute()
+	return f, nil
+}
+
+var (
+	yamlLine    = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
+	yamlUnknown = regexp.MustCompile(`^field (.*) not found in type (\S+)$`)
+	yamlType    = regexp.MustCompile("^cannot unmarshal !!(\\S+)(?: `(.*)`)? into (\\S+)$")
+	yamlTwice   = regexp.MustCompile(`^mapping key "(.*)" already defined at line (\d+)$`)
+)
+
+// addYAML turns the decoder's errors into problems that name the remedy.
+func (f *configFile) addYAML(err error) {
+	if errors.Is(err, io.EOF) {
+		f.problems = append(f.problems, problem{f.path, 0, "the file is empty; start from config.example.yaml"})
+		f.garbled = true
+		return
+	}
+	lines := []string{err.Error()}
+	var typeError *yaml.TypeError
+	if errors.As(err, &typeError) {
+		lines = typeError.Errors
+	} else {
+		f.garbled = true
+	}
+	for _, text := range lines {
+		p := problem{File: f.path, Message: text}
+		if m := yamlLine.FindStringSubmatch(text); m != nil {
+			p.Line, _ = strconv.Atoi(m[1])
+			p.Message = m[2]
+		}
+		if m := yamlUnknown.FindStringSubmatch(p.Message); m != nil {
+			p.Message = fmt.Sprintf("unknown key %q", m[1])
+			if near := nearest(m[1], knownKeys(reflect.TypeFor[Config](), m[2])); near != "" {
+				p.Message += fmt.Sprintf("; did you mean %q?", near)
+			}
+		} else if m := yamlType.FindStringSubmatch(p.Message); m != nil {
+			p.Message = wrongType(m[1], m[2], m[3])
+		} else if m := yamlTwice.FindStringSubmatch(p.Message); m != nil {
+			p.Message = fmt.Sprintf("key %q is given twice, first in line %s; keep one", m[1], m[2])
+		}
+		f.broken[p.Line] = true
+		f.problems = append(f.problems, p)
+	}
+}
+
+func wrongType(kind, value, want string) string {
+	found := map[string]string{"map": "a mapping", "seq": "a list"}[kind]
+	if found == "" {
+		found = strconv.Quote(value)
+	}
+	switch {
+	case want == "time.Duration":
+		return found + " is not a duration; write a number with a unit, such as 250ms, 30s or 24h"
+	case want == "bool":
+		return found + " is not a boolean; write true or false"
+	case want == "int":
+		return found + " is not a whole number"
+	case strings.HasPrefix(want, "[]"):
+		return found + " stands where a list is wanted; write [one, two]"
+	case want == "string" || want == "policy.Size":
+		return found + " stands where a string is wanted"
+	}
+	return found + " stands where a mapping is wanted"
+}
+
+// knownKeys lists the keys of the struct that yaml names in its message.
+func knownKeys(t reflect.Type, name string) (keys []string) {
+	seen := map[reflect.Type]bool{}
+	var visit func(reflect.Type)
+	visit = func(t reflect.Type) {
+		for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Map {
+			t = t.Elem()
+		}
+		if t.Kind() != reflect.Struct || seen[t] {
+			return
+		}
+		seen[t] = true
+		inlined := false
+		for i := range t.NumField() {
+			field := t.Field(i)
+			key, options, _ := strings.Cut(field.Tag.Get("yaml"), ",")
+			inlined = options == "inline"
+			if t.String() == name && key != "" && key != "-" {
+				keys = append(keys, key)
+			}
+			if t.String() == name && inlined {
+				keys = append(keys, knownKeys(field.Type, field.Type.String())...)
+			}
+			visit(field.Type)
+		}
+	}
+	visit(t)
+	return keys
+}
+
+// nearest is the known key that was probably meant, "" if none is close.
+func nearest(key string, known []string) string {
+	best, least := "", 3
+	for _, k := range known {
+		if d := distance(key, k); d < least {
+			best, least = k, d
+		}
+	}
+	return best
+}
+
+// distance is the Levenshtein distance of two short strings.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		diagonal := row[0]
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := diagonal
+			if a[i-1] != b[j-1] {
+				cost = 1 + min(diagonal, row[j], row[j-1])
+			}
+			diagonal, row[j] = row[j], cost
+		}
+	}
+	return row[len(b)]
+}
+
+// findEmpty reports keys without a value. An allow: whose grants were all
+// commented out must not come to mean "no allow".
+func (f *configFile) findEmpty(n *yaml.Node) {
+	if n.Kind == yaml.MappingNode {
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if key, value := n.Content[i], n.Content[i+1]; value.Kind == yaml.ScalarNode && value.Tag == "!!null" {
+				f.problems = append(f.problems, problem{f.path, key.Line, fmt.Sprintf("%s has no value; give it one or remove the key", key.Value)})
+			}
+		}
+	}
+	for _, child := range n.Content {
+		if child.Kind == yaml.ScalarNode && child.Tag == "!!null" && n.Kind == yaml.SequenceNode {
+			f.problems = append(f.problems, problem{f.path, child.Line, "a list element has no value; give it one or remove it"})
+		}
+		f.findEmpty(child)
+	}
+}
+
+// add records an error under a place such as issuers[0]: errors joined are taken
+// apart, and a *token.FieldError names the place below it. An error where the
+// YAML itself is at fault is that fault's consequence and is left out.
+func (f *configFile) add(place string, err error) {
+	if err == nil {
+		return
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			f.add(place, e)
+		}
+		return
+	}
+	var field *token.FieldError
+	if errors.As(err, &field) {
+		if place != "" {
+			place += "."
+		}
+		place, err = place+field.Field, field.Err
+	}
+	p := problem{f.path, lineOf(f.root, place), strings.TrimPrefix(place+": "+err.Error(), ": ")}
+	if !f.broken[p.Line] {
+		f.problems = append(f.problems, p)
+	}
+}
+
+// sorted are the problems in the order of the file, each once.
+func (f *configFile) sorted() []problem {
+	slices.SortStableFunc(f.problems, func(a, b problem) int { return a.Line - b.Line })
+	return slices.Compact(f.problems)
+}
+
+// lineOf finds the line of a place such as routes[2].allow[0].scopes; for one
+// that is missing, that of the nearest place around it.
+func lineOf(n *yaml.Node, place string) int {
+	if n.Kind == yaml.DocumentNode && len(n.Content) > 0 {
+		n = n.Content[0]
+	}
+	line := n.Line
+	for place != "" {
+		place = strings.TrimPrefix(place, ".")
+		var next *yaml.Node
+		rest := ""
+		if index, after, ok := strings.Cut(strings.TrimPrefix(place, "["), "]"); ok && place[0] == '[' {
+			if i, err := strconv.Atoi(index); err == nil && n.Kind == yaml.SequenceNode && i < len(n.Content) {
+				next, rest = n.Content[i], after
+				line = next.Line
+			}
+		} else if n.Kind == yaml.MappingNode {
+			longest := -1 // claims' keys have dots in them
+			for i := 0; i+1 < len(n.Content); i += 2 {
+				key := n.Content[i].Value
+				after, ok := strings.CutPrefix(place, key)
+				if ok && len(key) > longest && (after == "" || after[0] == '.' || after[0] == '[') {
+					longest, next, rest, line = len(key), n.Content[i+1], after, n.Content[i].Line
+				}
+			}
+		}
+		if next == nil {
+			break
+		}
+		if next.Kind == yaml.AliasNode {
+			next = next.Alias
+		}
+		n, place = next, rest
+	}
+	return line
+}
+
+// makeAbsolute resolves every path against the configuration file's folder.
+func (f *configFile) makeAbsolute() {
+	abs := func(path *string) {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(f.dir, *path)
+		}
+	}
+	socket := func(address *string) {
+		if path, ok := strings.CutPrefix(*address, "unix:"); ok && path != "" && !strings.HasPrefix(path, "//") {
+			abs(&path)
+			*address = "unix:" + path
+		}
+	}
+	upstream := func(u *proxy.UpstreamConfig) {
+		socket(&u.URL)
+		abs(&u.TLS.CAFile)
+		abs(&u.TLS.CertFile)
+		abs(&u.TLS.KeyFile)
+	}
+	for i := range f.Listen {
+		socket(&f.Listen[i])
+	}
+	if f.TLS != nil {
+		abs(&f.TLS.CertFile)
+		abs(&f.TLS.KeyFile)
+	}
+	abs(&f.AdminTokenFile)
+	abs(&f.StateDir)
+	for i := range f.Issuers {
+		abs(&f.Issuers[i].JWKSFile)
+		abs(&f.Issuers[i].CAFile)
+	}
+	for i := range f.Denylist.Feeds {
+		abs(&f.Denylist.Feeds[i].File)
+	}
+	for name, u := range f.Upstreams {
+		upstream(&u)
+		f.Upstreams[name] = u
+	}
+	identities := []*proxy.IdentityConfig{&f.Identity}
+	for i := range f.Routes {
+		upstream(&f.Routes[i].Upstream.UpstreamConfig)
+		socket(&f.Routes[i].Upstream.Ref)
+		identities = append(identities, &f.Routes[i].Identity)
+	}
+	for _, id := range identities {
+		if id.Assertion != nil {
+			abs(&id.Assertion.KeyFile)
+		}
+	}
+}

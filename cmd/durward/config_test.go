@@ -1,0 +1,138 @@
+package main
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+const example = "../../config.example.yaml"
+
+// The example is good as it stands, and good with every line that needs files.
+func TestExample(t *testing.T) {
+	text, err := os.ReadFile(example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	writeKeys(t, dir)
+	path := filepath.Join(dir, "durward.yaml")
+	for name, content := range map[string]string{
+		"as it stands": string(text),
+		"with files":   strings.ReplaceAll(string(text), "#= ", ""),
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b, wrong := load(path)
+		if wrong != nil {
+			t.Errorf("%s:\n%v", name, problems(wrong))
+			continue
+		}
+		b.cache.Close()
+	}
+}
+
+// writeKeys makes the files that the example's #= lines name.
+func writeKeys(t *testing.T, dir string) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+	if _, err := tls.X509KeyPair(cert, key); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{
+		"tls.crt": cert, "tls.key": key, "idp-ca.pem": cert, "ca.pem": cert, "client.crt": cert, "client.key": key, "assertion.pem": key,
+		"admin.token": []byte("0123456789abcdef0123456789abcdef\n"),
+		"partner-keys.json": []byte(`{"keys":[{"kty":"EC","crv":"P-256","kid":"k","use":"sig",` +
+			`"x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}`),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Every option stands in the example.
+func TestExampleIsComplete(t *testing.T) {
+	text, err := os.ReadFile(example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[reflect.Type]bool{}
+	var visit func(reflect.Type)
+	visit = func(s reflect.Type) {
+		for s.Kind() == reflect.Pointer || s.Kind() == reflect.Slice || s.Kind() == reflect.Map {
+			s = s.Elem()
+		}
+		if s.Kind() != reflect.Struct || seen[s] {
+			return
+		}
+		seen[s] = true
+		for i := range s.NumField() {
+			field := s.Field(i)
+			key, _, _ := strings.Cut(field.Tag.Get("yaml"), ",")
+			if key != "" && key != "-" && !regexp.MustCompile(`(?m)(^|[ {])`+key+`:`).Match(text) {
+				t.Errorf("%s of %s is not in the example", key, s)
+			}
+			if field.IsExported() && key != "-" {
+				visit(field.Type)
+			}
+		}
+	}
+	visit(reflect.TypeFor[Config]())
+}
+
+// Whatever the file says, loading it panics never and always names the file.
+func FuzzParse(f *testing.F) {
+	text, err := os.ReadFile(example)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(string(text))
+	f.Add("listen: 127.0.0.1:0\nroutes: [{name: a, upstream: 'http://a'}]\n")
+	f.Add("---\n---\n")
+	f.Add("routes:\n- allow: null\n")
+	f.Add("a: &a [*a]")
+	path := filepath.Join(f.TempDir(), "durward.yaml")
+	f.Fuzz(func(t *testing.T, text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b, wrong := load(path)
+		if (b == nil) == (wrong == nil) {
+			t.Fatalf("got %v and %v", b, wrong)
+		}
+		for _, p := range wrong {
+			if !strings.HasPrefix(p.Error(), path) || p.Message == "" {
+				t.Fatalf("a problem without place or text: %q", p.Error())
+			}
+		}
+		if b != nil {
+			b.cache.Close()
+		}
+	})
+}

@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"os/signal"
+	"reflect"
+	"slices"
+	"syscall"
+	"time"
+
+	"durward/denylist"
+	"durward/denylist/filefeed"
+	"durward/token"
+)
+
+// reloadLoop is the one goroutine that changes the configuration: on SIGHUP, on
+// POST /reload, and when the file's content changes.
+func (g *gateway) reloadLoop(ctx context.Context) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			g.reload(ctx, "SIGHUP")
+		case answer := <-g.reloads:
+			answer <- g.reload(ctx, "POST /reload")
+		case <-t.C:
+			if text, err := os.ReadFile(g.path); err == nil && string(text) != g.content {
+				g.reload(ctx, "the file changed")
+			}
+		}
+	}
+}
+
+// reload builds a whole new configuration and swaps it in, or says why not and
+// changes nothing.
+func (g *gateway) reload(ctx context.Context, why string) []problem {
+	if text, err := os.ReadFile(g.path); err == nil {
+		g.content = string(text)
+	}
+	next, wrong := buildFile(g.path, g.world())
+	if wrong == nil {
+		wrong = fixed(g.current.Load().config, next.config)
+	}
+	if wrong == nil {
+		wrong = g.use(ctx, next)
+	}
+	g.metrics.Reloaded(wrong == nil, time.Now())
+	if wrong != nil {
+		g.log.Error("the configuration was not reloaded; the old one stays", "why", why, "generation", g.generation, "problems", problems(wrong).Error())
+		return wrong
+	}
+	g.log.Info("the configuration was reloaded", "why", why, "generation", g.generation)
+	for _, w := range next.warnings {
+		g.log.Warn("configuration", "warning", w.Error())
+	}
+	return nil
+}
+
+// fixed lists what cannot change while the process runs, and did.
+func fixed(old, next *Config) (wrong []problem) {
+	for _, f := range []struct {
+		key       string
+		old, next any
+	}{
+		{"listen", old.Listen, next.Listen}, {"tls", old.TLS, next.TLS}, {"admin", old.Admin, next.Admin}, {"health", old.Health, next.Health},
+		{"state_dir", old.StateDir, next.StateDir}, {"admin_token_file", old.AdminTokenFile, next.AdminTokenFile}, {"log.format", old.Log.Format, next.Log.Format},
+		{"limits.header_bytes", old.Limits.HeaderBytes, next.Limits.HeaderBytes}, {"limits.header_timeout", old.Limits.HeaderTimeout, next.Limits.HeaderTimeout},
+		{"limits.idle_timeout", old.Limits.IdleTimeout, next.Limits.IdleTimeout}, {"token_cache", old.TokenCache, next.TokenCache},
+	} {
+		if !reflect.DeepEqual(f.old, f.next) {
+			wrong = append(wrong, problem{next.path, 0, f.key + ": cannot change while the gateway runs; restart it, or take the change back"})
+		}
+	}
+	return wrong
+}
+
+// use brings a built configuration into force. What is new is started before the
+// swap and what is no longer wanted is stopped after it, so that there is never
+// a moment with less than either configuration asks for. A new feed that does
+// not come into step refuses a reload; at start it makes the gateway not ready.
+func (g *gateway) use(ctx context.Context, b *built) []problem {
+	prev := g.current.Load()
+	// Until the swap, what is revoked is remembered for as long as either
+	// configuration needs it.
+	limits := b.limits
+	if prev != nil {
+		limits = either(prev.limits, b.limits)
+	}
+	g.setIssuers(limits)
+	g.list.SetMaxEntries(b.config.Denylist.MaxEntries)
+
+	for _, issuer := range b.issuers {
+		if keys := issuer.Keys(); g.keys[keys] == nil {
+			life, stop := context.WithCancel(ctx)
+			g.keys[keys] = stop
+			g.run(func() { keys.Run(life, g.log) })
+		}
+	}
+	wanted := map[string]*feed{}
+	var begun []*feed
+	for _, config := range b.config.Denylist.Feeds {
+		f := g.feeds[config.Name]
+		if f == nil || f.config != config {
+			f = g.follow(ctx, config, b.config.Denylist.Lease)
+			begun = append(begun, f)
+		}
+		wanted[config.Name] = f
+	}
+	undo := func(wrong []problem) []problem {
+		for _, f := range begun {
+			f.stop()
+		}
+		if prev != nil {
+			g.stopKeys(prev)
+			g.setIssuers(prev.limits)
+			g.list.SetMaxEntries(prev.config.Denylist.MaxEntries)
+		}
+		return wrong
+	}
+	if prev != nil {
+		wrong := awaitFeeds(ctx, begun, b.config)
+		if wrong = append(wrong, awaitKeys(ctx, prev, b)...); wrong != nil {
+			return undo(wrong)
+		}
+	}
+	if err := g.remember(b); err != nil {
+		return undo([]problem{{b.config.path, 0, fmt.Sprintf("state_dir: %v", err)}})
+	}
+	for _, f := range begun {
+		g.list.Join(f.source)
+	}
+	for _, f := range wanted {
+		f.source.SetLease(b.config.Denylist.Lease)
+	}
+
+	g.level.Set(b.level)
+	g.generation++
+	g.handler.Use(b.snapshot)
+	g.current.Store(b)
+	g.setIssuers(b.limits)
+
+	for _, f := range g.feeds {
+		if wanted[f.config.Name] != f {
+			g.list.Remove(f.source)
+			f.stop()
+		}
+	}
+	g.feeds = wanted
+	g.stopKeys(b)
+	if prev != nil {
+		retire(prev, b)
+	}
+	return nil
+}
+
+// setIssuers tells the denylist what lines are judged against. Feeds read all they
+// have again when that changes.
+func (g *gateway) setIssuers(limits denylist.Issuers) {
+	if !slices.Equal(limits, g.list.Issuers()) {
+		g.list.SetIssuers(limits)
+	}
+}
+
+// either is the union of two configurations' limits, the longer of each.
+func either(a, b denylist.Issuers) denylist.Issuers {
+	union := slices.Clone(a)
+	for _, l := range b {
+		i := slices.IndexFunc(union, func(o denylist.IssuerLimits) bool { return o.URL == l.URL })
+		if i < 0 {
+			union = append(union, l)
+			continue
+		}
+		o := &union[i]
+		o.MaxLifetime, o.Leeway, o.Skew = max(o.MaxLifetime, l.MaxLifetime), max(o.Leeway, l.Leeway), max(o.Skew, l.Skew)
+	}
+	return union
+}
+
+// remember keeps which limits tokens are issued under from now on, before the
+// first of them is accepted.
+func (g *gateway) remember(b *built) error {
+	history := map[string][]token.Limits{}
+	maps.Copy(history, g.history)
+	for _, issuer := range b.issuers {
+		history[issuer.URL()] = issuer.History()
+	}
+	if reflect.DeepEqual(history, g.history) {
+		return nil
+	}
+	if err := writeHistory(b.config.StateDir, history); err != nil {
+		return err
+	}
+	g.history = history
+	return nil
+}
+
+// follow starts to read a feed; it has no say yet.
+func (g *gateway) follow(ctx context.Context, config FeedConfig, lease time.Duration) *feed {
+	life, stop := context.WithCancel(ctx)
+	f := &feed{config: config, source: g.list.Candidate(config.Name, lease), stop: stop}
+	g.run(func() { filefeed.Run(life, config.File, g.list, f.source, g.log) })
+	return f
+}
+
+// awaitFeeds gives new feeds the time of a lease to come into step.
+func awaitFeeds(ctx context.Context, begun []*feed, c *Config) (wrong []problem) {
+	for _, f := range begun {
+		if !within(ctx, c.Denylist.Lease, func(now time.Time) bool { return f.source.State(now) == denylist.Live }) {
+			wrong = append(wrong, problem{c.path, 0, fmt.Sprintf("denylist.feeds: %q did not come into step within %s: %s",
+				f.config.Name, c.Denylist.Lease, f.source.Status(time.Now()).Error)})
+		}
+	}
+	return wrong
+}
+
+// keyPatience is how long a reload waits for keys that it has to fetch anew.
+const keyPatience = 10 * time.Second
+
+// awaitKeys waits for the keys of issuers that had good ones under the previous
+// configuration and get them from elsewhere now: else their users would be locked
+// out. An issuer that is new may still be down.
+func awaitKeys(ctx context.Context, prev, next *built) (wrong []problem) {
+	now := time.Now()
+	for _, issuer := range next.issuers {
+		i := slices.IndexFunc(prev.issuers, func(o *token.Issuer) bool { return o.URL() == issuer.URL() })
+		keys := issuer.Keys()
+		if i < 0 || prev.issuers[i].Keys() == keys || !prev.issuers[i].Keys().Status(now).Usable {
+			continue
+		}
+		if !within(ctx, keyPatience, func(now time.Time) bool { return keys.Status(now).Usable }) {
+			wrong = append(wrong, problem{next.config.path, 0, fmt.Sprintf("issuers: %q has no usable keys at its new place: %s", issuer.Name(), keys.Status(now).Error)})
+		}
+	}
+	return wrong
+}
+
+// within polls until the condition holds, and tells whether it did in time.
+func within(ctx context.Context, d time.Duration, condition func(now time.Time) bool) bool {
+	deadline := time.Now().Add(d)
+	for now := time.Now(); now.Before(deadline) && ctx.Err() == nil; now = time.Now() {
+		if condition(now) {
+			return true
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return false
+}
+
+// stopKeys ends the fetching of keys that this configuration does not use.
+func (g *gateway) stopKeys(b *built) {
+	used := map[*token.KeySet]bool{}
+	for _, issuer := range b.issuers {
+		used[issuer.Keys()] = true
+	}
+	for keys, stop := range g.keys {
+		if !used[keys] {
+			stop()
+			delete(g.keys, keys)
+		}
+	}
+}
+
+// retire closes the idle connections that only the old configuration used; those
+// that carry a request go on to its end.
+func retire(old, next *built) {
+	for _, u := range old.upstreams {
+		if !slices.Contains(next.upstreams, u) {
+			u.Close()
+		}
+	}
+}

@@ -1,0 +1,446 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"durward/decision"
+	"durward/denylist"
+	"durward/metrics"
+	"durward/proxy"
+	"durward/token"
+)
+
+// A gateway is the running process: what outlives every configuration, and the
+// one that is in use.
+type gateway struct {
+	path    string // of the configuration file
+	log     *slog.Logger
+	level   *slog.LevelVar
+	list    *denylist.List
+	journal *denylist.Journal // nil without a state directory
+	handler *proxy.Handler
+	metrics *metrics.Metrics
+	token   string // that the operators' interface asks for; "" closes it
+
+	current  atomic.Pointer[built]
+	reloads  chan chan []problem
+	draining atomic.Bool
+	ready    atomic.Bool // latched
+
+	// Owned by the reloading goroutine, and by start before it.
+	tasks      sync.WaitGroup // keys, feeds and everything else that runs
+	keys       map[*token.KeySet]context.CancelFunc
+	feeds      map[string]*feed // by name
+	history    map[string][]token.Limits
+	generation uint64
+	content    string // of the file, as last tried
+}
+
+// A feed is a followed source of revocations.
+type feed struct {
+	config FeedConfig
+	source *denylist.Source
+	stop   context.CancelFunc
+}
+
+// Addresses are where a started gateway listens, ports filled in.
+type addresses struct {
+	Public []string
+	Admin  string
+	Health string
+}
+
+// serve runs the gateway until the context ends, then drains it. It returns
+// before it listens if the configuration is wrong: then the error is problems.
+// started, if not nil, is told the addresses once everything listens.
+func serve(ctx context.Context, path string, stderr io.Writer, started func(addresses)) error {
+	g := &gateway{
+		path: path, level: new(slog.LevelVar), reloads: make(chan chan []problem),
+		keys: map[*token.KeySet]context.CancelFunc{}, feeds: map[string]*feed{},
+		list: denylist.New(0), handler: &proxy.Handler{},
+	}
+	b, err := g.first(path, stderr)
+	if err != nil {
+		return err
+	}
+	defer g.close()
+	l, err := g.listen(b)
+	if err != nil {
+		return err
+	}
+	// What the gateway lives on is stopped after the last request; what would
+	// only delay the end is stopped with the context.
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		stop()
+		g.tasks.Wait()
+	}()
+	if wrong := g.use(life, b); wrong != nil {
+		l.close()
+		return problems(wrong)
+	}
+	g.run(func() { g.list.Run(life) })
+	g.run(func() { g.handler.Watch(life, g.list.Changed()) })
+	g.run(func() { g.reloadLoop(life) })
+	if b.config.TLS != nil {
+		g.run(func() { l.certificate.run(life, g.log) })
+	}
+	g.metrics.Reloaded(true, time.Now())
+	g.log.Info("the gateway serves", "version", version, "listen", l.at.Public, "admin", l.at.Admin, "config", path, "generation", g.generation)
+	for _, w := range b.warnings {
+		g.log.Warn("configuration", "warning", w.Error())
+	}
+	failed := l.serve()
+	if started != nil {
+		started(l.at)
+	}
+	select {
+	case <-ctx.Done():
+		err = nil
+	case err = <-failed:
+	}
+	return errors.Join(err, g.drain(l))
+}
+
+// first loads the configuration for the first time and opens the state.
+func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
+	f, err := parseFile(path)
+	if err != nil {
+		return nil, err
+	}
+	// The state directory is needed before the configuration can be judged, as it
+	// says which limits tokens were issued under. What is wrong with it is
+	// reported together with everything else, by buildFile.
+	stateDir := f.StateDir
+	if stateDir == "" {
+		stateDir = defaultStateDir(f.dir)
+	}
+	if g.history, err = readHistory(stateDir); err != nil {
+		return nil, err
+	}
+	if text, err := os.ReadFile(path); err == nil {
+		g.content = string(text)
+	}
+	b, wrong := buildFile(path, g.world())
+	if wrong != nil {
+		return nil, problems(wrong)
+	}
+	handler := slog.Handler(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: g.level}))
+	if b.config.Log.Format == "text" {
+		handler = slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: g.level})
+	}
+	g.level.Set(b.level)
+	g.log = slog.New(handler)
+	g.list.SetMaxEntries(b.config.Denylist.MaxEntries)
+	g.list.SetIssuers(b.limits)
+	if stateDir != "" {
+		var held []denylist.Revocation
+		if g.journal, held, err = denylist.OpenJournal(stateDir, g.log, time.Now()); err != nil {
+			return nil, err
+		}
+		if err := g.list.Add(held, time.Now()); err != nil {
+			return nil, fmt.Errorf("replay the journal: %w", err)
+		}
+	}
+	if b.config.AdminTokenFile != "" {
+		if g.token, err = adminToken(b.config.AdminTokenFile, true); err != nil {
+			return nil, errors.Join(err, g.close())
+		}
+	}
+	g.handler.Log = g.log
+	g.handler.Observe = g.observe
+	g.handler.Revoke = g.revokeToken
+	cuts := map[string]func() uint64{}
+	for cause := proxy.Cause(1); int(cause) <= proxy.Causes; cause++ {
+		cuts[cause.String()] = func() uint64 { return g.handler.Cuts(cause) }
+	}
+	g.metrics = metrics.New(version, metrics.Sources{
+		Inflight: g.handler.Inflight, Streams: g.handler.Streams, CookiesDropped: g.handler.CookiesDropped, Omitted: g.omitted,
+		Cuts:    cuts,
+		Cache:   func() (hits, misses uint64) { return g.current.Load().cache.Stats() },
+		Issuers: func() []*token.Issuer { return g.current.Load().issuers },
+		List:    g.list,
+	})
+	return b, nil
+}
+
+// problems is a wrong configuration as an error: a line each.
+type problems []problem
+
+func (ps problems) Error() string {
+	lines := make([]string, len(ps))
+	for i, p := range ps {
+		lines[i] = p.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (g *gateway) world() world {
+	return world{generation: g.generation + 1, prev: g.current.Load(), list: g.list, history: g.history, now: time.Now()}
+}
+
+// run starts a long-lived part of the process; serve does not return before it ended.
+func (g *gateway) run(f func()) { g.tasks.Go(f) }
+
+func (g *gateway) close() error {
+	if g.journal == nil {
+		return nil
+	}
+	return g.journal.Close()
+}
+
+// observe reads the record of a finished request.
+func (g *gateway) observe(rec *decision.Record) {
+	g.metrics.Observe(rec)
+	level := slog.LevelInfo
+	switch {
+	case rec.Reason == decision.Internal:
+		level = slog.LevelError
+	case rec.Verdict != decision.Allow:
+		level = slog.LevelWarn
+	}
+	if g.log.Enabled(context.Background(), level) {
+		g.log.LogAttrs(context.Background(), level, "request", slog.Any("decision", rec))
+	}
+}
+
+func (g *gateway) omitted() (n uint64) {
+	seen := map[*proxy.Identity]bool{}
+	for _, rt := range g.current.Load().snapshot.Routes {
+		if !seen[rt.Identity] {
+			seen[rt.Identity] = true
+			n += rt.Identity.Omitted()
+		}
+	}
+	return n
+}
+
+// A listening is everything that the gateway listens on.
+type listening struct {
+	at          addresses
+	public      *http.Server
+	admin       *http.Server
+	health      *http.Server // nil if not asked for
+	certificate *certificate // nil without TLS
+	listeners   []net.Listener
+	adminL      net.Listener
+	healthL     net.Listener
+	cut         context.CancelFunc // ends what hijacked its connection
+}
+
+// listen opens every address, or none.
+func (g *gateway) listen(b *built) (l *listening, err error) {
+	c := b.config
+	l = &listening{}
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	open := func(address string) (net.Listener, error) {
+		if path, ok := strings.CutPrefix(address, "unix:"); ok {
+			return listenUnix(strings.TrimPrefix(path, "//"))
+		}
+		return net.Listen("tcp", address)
+	}
+	for _, address := range c.Listen {
+		listener, err := open(address)
+		if err != nil {
+			return l, fmt.Errorf("listen on %s: %w", address, err)
+		}
+		l.listeners = append(l.listeners, listener)
+		l.at.Public = append(l.at.Public, listener.Addr().String())
+	}
+	if l.adminL, err = open(c.Admin); err != nil {
+		return l, fmt.Errorf("admin: listen on %s: %w", c.Admin, err)
+	}
+	l.at.Admin = l.adminL.Addr().String()
+	if c.Health != "" {
+		if l.healthL, err = open(c.Health); err != nil {
+			return l, fmt.Errorf("health: listen on %s: %w", c.Health, err)
+		}
+		l.at.Health = l.healthL.Addr().String()
+		l.health = quietServer(g.healthHandler(), g.log)
+	}
+	l.admin = quietServer(g.adminHandler(c.Admin), g.log)
+	l.public = g.publicServer(b, l)
+	if c.TLS != nil {
+		l.certificate = &certificate{files: *c.TLS}
+		if err := l.certificate.load(); err != nil {
+			return l, fmt.Errorf("tls: %w", err)
+		}
+		l.public.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: l.certificate.get}
+	}
+	return l, nil
+}
+
+// listenUnix takes over a socket that nobody listens on any more.
+func listenUnix(path string) (net.Listener, error) {
+	if info, err := os.Stat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
+			conn.Close()
+			return nil, errors.New("another process listens on the socket")
+		}
+		os.Remove(path)
+	}
+	return net.Listen("unix", path)
+}
+
+func (l *listening) close() {
+	for _, listener := range append(l.listeners, l.adminL, l.healthL) {
+		if listener != nil {
+			listener.Close()
+		}
+	}
+}
+
+// publicServer bounds what net/http would take without end. There is no
+// WriteTimeout: it would end streams; the handler gives each write its own time.
+func (g *gateway) publicServer(b *built, l *listening) *http.Server {
+	limits := b.snapshot.Limits
+	base, cut := context.WithCancel(context.Background())
+	l.cut = cut
+	var conns sync.Map // net.Conn → *connection
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Handler:           counted(g.handler),
+		ReadHeaderTimeout: limits.HeaderTimeout,
+		IdleTimeout:       limits.IdleTimeout,
+		// The handler refuses what is over the limit and can say so; this is for
+		// what is far over it.
+		MaxHeaderBytes:               2 * limits.HeaderBytes,
+		DisableGeneralOptionsHandler: true, // "OPTIONS *" is refused like any other target without a path
+		Protocols:                    protocols,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: 250,
+			SendPingTimeout:      30 * time.Second,
+			PingTimeout:          15 * time.Second,
+			WriteByteTimeout:     limits.IdleTimeout,
+		},
+		ErrorLog:    slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return base },
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			counts := &connection{}
+			conns.Store(conn, counts)
+			return context.WithValue(ctx, connKey{}, counts)
+		},
+		ConnState: func(conn net.Conn, state http.ConnState) {
+			counts, ok := conns.Load(conn)
+			if !ok {
+				return
+			}
+			switch state {
+			case http.StateActive:
+				counts.(*connection).begun.Add(1)
+			case http.StateClosed, http.StateHijacked:
+				conns.Delete(conn)
+				if lost := counts.(*connection).begun.Load() - counts.(*connection).handled.Load(); lost > 0 {
+					g.metrics.Unparsed(int(lost))
+				}
+			}
+		},
+	}
+}
+
+// A connection counts the requests that began on it and those that reached the
+// handler; the difference are those that net/http refused or lost.
+type connection struct{ begun, handled atomic.Int64 }
+
+func counted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Context().Value(connKey{}).(*connection).handled.Add(1)
+		h.ServeHTTP(w, r)
+	})
+}
+
+// connKey is the context key of the connection's counts.
+type connKey struct{}
+
+// quietServer is for operators and probes: small requests, short answers.
+func quietServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// serve starts all servers. The channel delivers the first error of one that
+// ended by itself.
+func (l *listening) serve() <-chan error {
+	failed := make(chan error, 1)
+	start := func(serve func() error) {
+		go func() {
+			if err := serve(); !errors.Is(err, http.ErrServerClosed) {
+				select {
+				case failed <- err:
+				default:
+				}
+			}
+		}()
+	}
+	for _, listener := range l.listeners {
+		if l.certificate != nil && listener.Addr().Network() != "unix" {
+			start(func() error { return l.public.ServeTLS(listener, "", "") })
+		} else {
+			start(func() error { return l.public.Serve(listener) })
+		}
+	}
+	start(func() error { return l.admin.Serve(l.adminL) })
+	if l.health != nil {
+		start(func() error { return l.health.Serve(l.healthL) })
+	}
+	return failed
+}
+
+// drain ends in order: not ready, grace, no new requests, those in progress until
+// the deadline, then whatever is left is cut; the operators' interface last, so
+// that the end can still be watched.
+func (g *gateway) drain(l *listening) error {
+	c := g.current.Load().config
+	g.draining.Store(true)
+	g.log.Info("the gateway drains", "grace", *c.Shutdown.Grace, "drain", c.Shutdown.Drain, "inflight", g.handler.Inflight())
+	time.Sleep(*c.Shutdown.Grace)
+	deadline, cancel := context.WithTimeout(context.Background(), c.Shutdown.Drain)
+	defer cancel()
+	err := l.public.Shutdown(deadline)
+	// Shutdown waits for no connection that was hijacked, such as a WebSocket's.
+	for deadline.Err() == nil && g.handler.Inflight() > 0 {
+		select {
+		case <-deadline.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	if left := g.handler.Inflight(); left > 0 {
+		g.log.Warn("requests were cut at the end", "inflight", left)
+		err = nil
+	}
+	g.handler.CutStreams()
+	l.cut()
+	l.public.Close()
+	if l.health != nil {
+		l.health.Close()
+	}
+	l.admin.Close()
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = nil // they were cut, and that was logged
+	}
+	g.log.Info("the gateway has ended")
+	return err
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"durward/token"
+)
+
+// canMake tells whether the directory is there and writable, or could be made.
+func canMake(dir string) bool {
+	info, err := os.Stat(dir)
+	if parent := filepath.Dir(dir); errors.Is(err, fs.ErrNotExist) && parent != dir {
+		return canMake(parent)
+	}
+	const writable = 2 // access(2), W_OK
+	return err == nil && info.IsDir() && syscall.Access(dir, writable) == nil
+}
+
+// adminToken reads the token that the operators' interface asks for. With create
+// it makes one where there is none.
+func adminToken(file string, create bool) (string, error) {
+	if file == "" {
+		return "", errors.New("there is no admin token: configure state_dir or admin_token_file")
+	}
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) && create {
+		text = []byte(rand.Text() + rand.Text() + "\n")
+		err = os.WriteFile(file, text, 0o600)
+	}
+	if err != nil {
+		return "", fmt.Errorf("admin token: %w", err)
+	}
+	t := strings.TrimSpace(string(text))
+	if len(t) < 16 {
+		return "", fmt.Errorf("admin token: %s holds fewer than 16 characters; put a long random one there", file)
+	}
+	return t, nil
+}
+
+const limitsFile = "limits.json"
+
+// readHistory reads which limits on tokens were in force when; see token.Limits.
+// Without a state directory, or before the first start, there is no history.
+func readHistory(dir string) (map[string][]token.Limits, error) {
+	if dir == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(filepath.Join(dir, limitsFile))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) { // that the directory is none is told with the other problems
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var history map[string][]token.Limits
+	if err := json.Unmarshal(text, &history); err != nil {
+		return nil, fmt.Errorf("%s: %w; it says which limits tokens were issued under: restore it, or remove it if max_lifetime and leeway were never raised",
+			filepath.Join(dir, limitsFile), err)
+	}
+	return history, nil
+}
+
+// writeHistory keeps the history before the limits that it ends with come into
+// force. Issuers that are not configured any more are kept: they may come back.
+func writeHistory(dir string, history map[string][]token.Limits) error {
+	if dir == "" {
+		return nil
+	}
+	text, err := json.MarshalIndent(history, "", "\t")
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(dir, limitsFile), text)
+}
+
+// writeFile replaces the file as a whole or not at all, and durably.
+func writeFile(path string, content []byte) error {
+	tmp, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(content)
+	err = errors.Join(err, tmp.Sync(), tmp.Close())
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
