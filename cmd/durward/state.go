@@ -101,3 +101,16 @@ func writeFile(path string, content []byte) error {
 	}
 	return errors.Join(dir.Sync(), dir.Close())
 }
+
+// defaultStateDir is where state is kept if the configuration does not say; ""
+// if there is no such place. It makes nothing yet.
+func defaultStateDir(dir string) string {
+	if systemd, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":"); systemd != "" {
+		return systemd
+	}
+	beside := filepath.Join(dir, "durward-state")
+	if canMake(beside) {
+		return beside
+	}
+	return ""
+}

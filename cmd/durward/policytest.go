@@ -1,0 +1,124 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"durward/decision"
+	"durward/policy"
+	"durward/proxy"
+	"durward/token"
+)
+
+// tests asks the policy what its author expects of it.
+func (b *builder) tests(s *proxy.Snapshot) {
+	for i, t := range b.Tests {
+		place := fmt.Sprintf("tests[%d]", i)
+		if err := b.test(s, t); err != nil {
+			b.add(place, fmt.Errorf("%q: %w", t.Name, err))
+		}
+	}
+}
+
+func (b *builder) test(s *proxy.Snapshot, t policy.TestConfig) error {
+	if t.Name == "" {
+		return &token.FieldError{Field: "name", Err: errors.New("is missing")}
+	}
+	if t.Want != "allow" && t.Want != "deny" && t.Want != "challenge" {
+		return &token.FieldError{Field: "want", Err: fmt.Errorf("%q is not a verdict; write allow, deny or challenge", t.Want)}
+	}
+	if t.Reason != "" && !slices.Contains(decision.Reasons(), decision.Reason(t.Reason)) {
+		return &token.FieldError{Field: "reason", Err: fmt.Errorf("%q is not a reason; the README lists them", t.Reason)}
+	}
+	method, target, ok := strings.Cut(t.Request, " ")
+	r, err := proxy.Hypothetical(method, target, nil)
+	if !ok || err != nil {
+		return &token.FieldError{Field: "request", Err: fmt.Errorf("%q is not a method and an absolute URL, such as GET https://shop.example.com/", t.Request)}
+	}
+	claims, err := b.claims(t)
+	if err != nil {
+		return err
+	}
+	rec := &decision.Record{Time: b.now}
+	s.Suppose(r, claims, rec)
+	if rec.Verdict.String() != t.Want || t.Reason != "" && rec.Reason != decision.Reason(t.Reason) {
+		want := strings.TrimSpace(t.Want + " " + t.Reason)
+		return fmt.Errorf("%s: want %s, but the policy says %s (%s)", t.Request, want, rec.Verdict, strings.TrimSuffix(string(rec.Reason)+": "+rec.Detail, ": "))
+	}
+	return nil
+}
+
+// claims makes the test's claims, nil if it has none. A claim that nothing reads
+// is probably misspelt, and would make the test prove nothing.
+func (b *builder) claims(t policy.TestConfig) (*token.Claims, error) {
+	issuer := b.out.issuers[0]
+	if t.Issuer != "" {
+		i := slices.IndexFunc(b.out.issuers, func(o *token.Issuer) bool { return o.Name() == t.Issuer })
+		if i < 0 {
+			return nil, &token.FieldError{Field: "issuer", Err: fmt.Errorf("%q is not a configured issuer", t.Issuer)}
+		}
+		issuer = b.out.issuers[i]
+	}
+	if t.Claims == nil {
+		return nil, nil
+	}
+	read := b.claimsRead(issuer)
+	for _, name := range slices.Sorted(maps.Keys(t.Claims)) {
+		if !read[name] {
+			text := fmt.Sprintf("nothing reads the claim %q", name)
+			if path, mapped := issuer.Config().Claims[name]; mapped {
+				text += fmt.Sprintf("; issuer %q keeps %s in %q", issuer.Name(), name, path)
+			} else if near := nearest(name, slices.Sorted(maps.Keys(read))); near != "" {
+				text += fmt.Sprintf("; did you mean %q?", near)
+			}
+			return nil, &token.FieldError{Field: "claims." + name, Err: errors.New(text)}
+		}
+	}
+	claims, err := issuer.Suppose(t.Claims, b.now)
+	if err != nil {
+		return nil, &token.FieldError{Field: "claims", Err: err}
+	}
+	return claims, nil
+}
+
+// claimsRead are the top-level claims that the gateway, a grant or an identity
+// header looks at in this issuer's tokens.
+func (b *builder) claimsRead(issuer *token.Issuer) map[string]bool {
+	read := map[string]bool{}
+	for _, name := range [...]string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "auth_time", "acr", "amr"} {
+		read[name] = true
+	}
+	mapped := issuer.Config().Claims
+	add := func(name string) {
+		if path, ok := mapped[name]; ok {
+			name = path
+		}
+		if path, err := token.ParsePath(name); err == nil {
+			read[path[0]] = true
+		}
+	}
+	for _, path := range mapped {
+		if p, err := token.ParsePath(path); err == nil {
+			read[p[0]] = true
+		}
+	}
+	headers := func(cfg map[string]proxy.HeaderConfig) {
+		for _, h := range cfg {
+			add(h.Claim)
+		}
+	}
+	headers(proxy.DefaultHeaders())
+	headers(b.Identity.Headers)
+	for _, rc := range b.Routes {
+		headers(rc.Identity.Headers)
+		for _, grant := range rc.Allow {
+			for claim := range grant.Claims {
+				add(claim)
+			}
+		}
+	}
+	return read
+}
