@@ -291,6 +291,14 @@ func (j *Journal) Append(rs []Revocation) error {
 }
 
 func (j *Journal) write(b []byte) error {
+	if j.file != nil {
+		// What is written to a file that was removed or replaced is not durable.
+		if info, err := os.Stat(j.path); err != nil {
+			return err
+		} else if own, err := j.file.Stat(); err != nil || !os.SameFile(info, own) {
+			return errors.Join(err, errors.New("the file was replaced by another; restart to write the journal anew"))
+		}
+	}
 	if j.file == nil {
 		f, err := os.OpenFile(j.path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {

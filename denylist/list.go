@@ -33,6 +33,7 @@ const (
 type List struct {
 	seed   maphash.Seed
 	start  time.Time
+	floor  time.Time // see LastRun; zero: not known
 	max    atomic.Int64
 	shards [shards]shard
 
@@ -68,6 +69,12 @@ func New(maxEntries int) *List {
 	l.sources.Store(&[]*Source{})
 	return l
 }
+
+// LastRun says when this list's owner is known to have run before, by a clock that
+// was believed then. Forgetting goes by this time and how long the process has
+// run, if that is earlier than what the clock says: a machine that starts with its
+// clock ahead forgets nothing. To be called before anything is added.
+func (l *List) LastRun(t time.Time) { l.floor = t.Round(0) }
 
 // SetIssuers says which issuers are configured from now on. What is held for an
 // issuer that is not among them stays.
@@ -256,7 +263,7 @@ func (l *List) Retention(r Revocation, now time.Time) time.Time {
 		}
 	}
 	// One second more, as iat is often cut to whole seconds.
-	until := from.Add(limits.MaxLifetime + limits.Leeway + limits.Skew + time.Second)
+	until := from.Add(limits.MaxLifetime).Add(limits.Leeway).Add(limits.Skew).Add(time.Second)
 	if r.Expiry.After(until) {
 		return r.Expiry
 	}
@@ -268,11 +275,16 @@ func (l *List) Retention(r Revocation, now time.Time) time.Time {
 // which is only as right as the start was. Forgetting asks the earlier one, so
 // that no step revives what is revoked.
 func (l *List) clocks(now time.Time) (earlier, later time.Time) {
-	now, steady := now.Round(0), l.start.Round(0).Add(time.Since(l.start))
+	ran := time.Since(l.start)
+	now, steady := now.Round(0), l.start.Round(0).Add(ran)
+	earlier, later = steady, now
 	if now.Before(steady) {
-		return now, steady
+		earlier, later = now, steady
 	}
-	return steady, now
+	if last := l.floor.Add(ran); !l.floor.IsZero() && last.Before(earlier) {
+		earlier = last
+	}
+	return earlier, later
 }
 
 // saturate is a time in seconds since 1970, rounded up; past 2106 it is the

@@ -220,8 +220,8 @@ func (c *compiler) knownIssuers(field string, names []string) {
 }
 
 func (c *compiler) grant(gc *GrantConfig, name string, auth Auth) grant {
-	g := grant{name: name, methods: gc.Methods, scopes: gc.Scopes, acr: gc.ACR, maxAge: gc.MaxAge, issuers: gc.Issuers}
-	if gc.Methods == nil && gc.Scopes == nil && gc.Claims == nil && gc.ACR == nil && gc.MaxAge == 0 && gc.Issuers == nil {
+	g := grant{name: name, methods: gc.Methods, scopes: gc.Scopes, acr: gc.ACR, issuers: gc.Issuers}
+	if gc.Methods == nil && gc.Scopes == nil && gc.Claims == nil && gc.ACR == nil && gc.MaxAge == nil && gc.Issuers == nil {
 		c.problem(name, "is empty and would let everybody do everything; say what it asks for, or leave allow out to let every valid token in")
 	}
 	for _, list := range []struct {
@@ -266,8 +266,10 @@ func (c *compiler) grant(gc *GrantConfig, name string, auth Auth) grant {
 		}
 		g.claims = append(g.claims, claimRule{claim, values})
 	}
-	if gc.MaxAge < 0 {
-		c.problem(name+".max_age", "is negative")
+	if gc.MaxAge != nil {
+		if g.maxAge = *gc.MaxAge; g.maxAge <= 0 {
+			c.problem(name+".max_age", "%s leaves no time to use a login; write how long ago it may have been, such as 15m", g.maxAge)
+		}
 	}
 	c.knownIssuers(name+".issuers", gc.Issuers)
 	if auth == None && !(&grant{scopes: g.scopes, claims: g.claims, acr: g.acr, maxAge: g.maxAge, issuers: g.issuers}).needsNothing() {

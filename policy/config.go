@@ -63,8 +63,8 @@ type GrantConfig struct {
 	Claims map[string]Values `yaml:"claims"`
 	// ACR: the token's acr must be one of these (RFC 9470).
 	ACR []string `yaml:"acr"`
-	// MaxAge is how long ago, at most, the user may have logged in (auth_time).
-	MaxAge time.Duration `yaml:"max_age"`
+	// MaxAge is how long ago, at most, the user may have logged in (auth_time). More than 0.
+	MaxAge *time.Duration `yaml:"max_age"`
 	// Issuers: the token must come from one of these.
 	Issuers []string `yaml:"issuers"`
 }

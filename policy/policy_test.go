@@ -159,7 +159,7 @@ func TestGrants(t *testing.T) {
 	orders := RouteConfig{Name: "orders", Allow: []GrantConfig{
 		{Methods: []string{"GET"}, Scopes: []string{"orders:read"}},
 		{Methods: []string{"POST", "PUT"}, Scopes: []string{"orders:read", "orders:write"}},
-		{Methods: []string{"DELETE"}, Claims: map[string]Values{"groups": {"ops", "sre"}}, ACR: []string{"mfa"}, MaxAge: 15 * time.Minute},
+		{Methods: []string{"DELETE"}, Claims: map[string]Values{"groups": {"ops", "sre"}}, ACR: []string{"mfa"}, MaxAge: new(15 * time.Minute)},
 		{Methods: []string{"PATCH"}, Scopes: []string{"orders:write"}, ACR: []string{"mfa"}},
 		{Methods: []string{"LOCK"}, Claims: map[string]Values{"level": {1, 2.5}, "admin": {true}}},
 	}}
@@ -277,7 +277,7 @@ func TestCompileProblems(t *testing.T) {
 		{"pass_authorization", []RouteConfig{{Name: "a", PassAuthorization: true}}, []string{"pass_authorization: is for auth: none"}},
 		{"cross_site", []RouteConfig{{Name: "a", CrossSite: CrossSite{Word: "deny"}}, {Name: "b", Path: "/b", CrossSite: CrossSite{TrustedOrigins: []string{"app.test"}}}, {Name: "c", Path: "/c", CrossSite: CrossSite{TrustedOrigins: []string{}}}},
 			[]string{`routes[0].cross_site: "deny"`, "routes[1].cross_site.trusted_origins[0]", "routes[2].cross_site.trusted_origins: is empty"}},
-		{"max_age", []RouteConfig{{Name: "a", Allow: []GrantConfig{{MaxAge: -1}}}}, []string{"max_age: is negative"}},
+		{"max_age", []RouteConfig{{Name: "a", Allow: []GrantConfig{{MaxAge: new(time.Duration(-1))}, {MaxAge: new(time.Duration(0))}}}}, []string{"allow[0].max_age: -1ns", "allow[1].max_age: 0s"}},
 	} {
 		p, err := Compile(c.routes, []string{"corp"})
 		if err == nil || p != nil {

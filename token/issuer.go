@@ -91,6 +91,7 @@ type Issuer struct {
 const (
 	defaultMaxLifetime = 24 * time.Hour
 	defaultLeeway      = 30 * time.Second
+	longest            = 10 * 365 * 24 * time.Hour // that a duration may be; times are computed with it
 )
 
 // defaultPaths are the logical names that this package reads itself.
@@ -173,8 +174,8 @@ func NewIssuer(cfg IssuerConfig, limits []Limits, prev *Issuer) (*Issuer, error)
 		if *d == 0 {
 			*d = fallback
 		}
-		if *d < 0 {
-			problem(field, "%v is not more than 0", *d)
+		if *d < 0 || *d > longest {
+			problem(field, "%v is not between 0 and %v", *d, longest)
 		}
 	}
 	duration("max_lifetime", &cfg.MaxLifetime, defaultMaxLifetime)
@@ -183,8 +184,8 @@ func NewIssuer(cfg IssuerConfig, limits []Limits, prev *Issuer) (*Issuer, error)
 		if *d == nil {
 			*d = &fallback
 		}
-		if **d < 0 {
-			problem(field, "%v is negative", **d)
+		if **d < 0 || **d > longest {
+			problem(field, "%v is not between 0 and %v", **d, longest)
 		}
 	}
 	optional("leeway", &cfg.Leeway, defaultLeeway)
