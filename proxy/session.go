@@ -99,9 +99,9 @@ func (h *Handler) serveOwn(s *Snapshot, rw *writer, r *http.Request, rec *decisi
 		return
 	}
 	header.Add("Set-Cookie", clearCookie(s.Session.Cookie).String())
-	if p.claims != nil {
+	if p.claims != nil && s.Denied.Check(p.claims, rec.Time) == 0 {
 		if err := h.Revoke(r.Context(), p.claims); err != nil {
-			rec.Refuse(decision.Internal, "the session is revoked here, but not durably: "+err.Error())
+			rec.Refuse(decision.Internal, "revoke the session: "+err.Error())
 			s.refuse(rw, r, rec, p)
 			return
 		}

@@ -14,6 +14,7 @@ import (
 	"net/http/pprof"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -191,6 +192,9 @@ func (g *gateway) serveStatus(w http.ResponseWriter, _ *http.Request) {
 		entries[token.Kind(kind).String()] = stats.Entries[kind]
 	}
 	warnings := []string{}
+	if g.journal != nil && g.journal.Broken() > 0 {
+		warnings = append(warnings, fmt.Sprintf("%d lines of the journal could not be read: what they revoked is not enforced; the log of the start names them", g.journal.Broken()))
+	}
 	for _, w := range b.warnings {
 		warnings = append(warnings, w.Error())
 	}
@@ -282,11 +286,11 @@ func (g *gateway) serveRevocations(w http.ResponseWriter, r *http.Request) {
 	}
 	answer := map[string]any{"applied": len(accepted), "refused": len(results) - len(accepted), "lines": results}
 	if len(accepted) > 0 {
-		var full *fullError
 		switch err := g.revoke(accepted, now); {
-		case errors.As(err, &full):
+		case errors.Is(err, denylist.ErrFull):
+			// Which of the lines still fitted is not told: all are to be sent again.
 			status = http.StatusInsufficientStorage
-			answer["error"] = err.Error()
+			answer = map[string]any{"applied": 0, "refused": len(results), "error": err.Error()}
 		case err != nil:
 			status = http.StatusInternalServerError
 			answer["error"] = "applied, not durable: " + err.Error()
@@ -304,22 +308,20 @@ func splitLines(body []byte) [][]byte {
 	return bytes.Split(body, []byte("\n"))
 }
 
-// A fullError says that the denylist had no room.
-type fullError struct{ error }
-
-// revoke makes the revocations durable and enforces them. Without room nothing
-// is promised; with a journal that cannot be written they are enforced all the same.
+// revoke enforces the revocations and makes them durable. Without room for all of
+// them nothing is promised; with a journal that cannot be written they are enforced
+// all the same.
 func (g *gateway) revoke(rs []denylist.Revocation, now time.Time) error {
 	kept := make([]denylist.Revocation, len(rs))
 	for i, r := range rs {
 		kept[i] = r
 		kept[i].Expiry = g.list.Retention(r, now)
 	}
-	written := g.journal.Append(kept)
 	if err := g.list.Add(rs, now); err != nil {
 		g.log.Error("a revocation could not be applied", "error", err)
-		return &fullError{err}
+		return err
 	}
+	written := g.journal.Append(kept)
 	g.metrics.Applied(time.Since(now))
 	for _, r := range rs {
 		g.log.Info("revoked", "issuer", r.Issuer, "kind", r.Kind.String(), "reason", r.Reason, "durable", written == nil)
@@ -445,12 +447,14 @@ func (b *built) explain(ctx context.Context, q explainQuestion) (*decision.Recor
 		b.snapshot.Decide(r.WithContext(ctx), rec)
 		return rec, nil
 	}
-	issuer := b.issuers[0]
-	for _, i := range b.issuers {
-		if i.Name() == q.Issuer || i.URL() == q.Issuer {
-			issuer = i
-		}
+	at := 0
+	if q.Issuer != "" {
+		at = slices.IndexFunc(b.issuers, func(i *token.Issuer) bool { return i.Name() == q.Issuer || i.URL() == q.Issuer })
 	}
+	if at < 0 {
+		return nil, fmt.Errorf("%q is neither the name nor the URL of a configured issuer", q.Issuer)
+	}
+	issuer := b.issuers[at]
 	claims, err := issuer.Suppose(q.Claims, rec.Time)
 	if err != nil {
 		return nil, err

@@ -196,6 +196,9 @@ func (b *builder) credentials(s *proxy.Snapshot) {
 		c.Bearer = &yes
 	}
 	b.cookieName("credentials.cookie", *c.Cookie)
+	if *c.Cookie == "" && !*c.Bearer {
+		b.warn("credentials", "cookie and bearer are both off: no token is read, save on routes with credentials of their own")
+	}
 	if c.SessionEndpoint == "" {
 		return
 	}

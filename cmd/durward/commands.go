@@ -146,6 +146,9 @@ func (c *command) catchUp(ctx context.Context, b *built) {
 	now := time.Now()
 	if b.config.StateDir != "" {
 		held, err := denylist.ReadJournal(b.config.StateDir, quiet)
+		if held == nil && err == nil {
+			fmt.Fprintf(c.stderr, "no journal in %s: if the gateway keeps its state elsewhere (state_dir, $STATE_DIRECTORY), what was revoked through it is not seen here\n", b.config.StateDir)
+		}
 		if err == nil {
 			err = list.Add(held, now)
 		}
@@ -166,7 +169,7 @@ func (c *command) revoke(ctx context.Context) error {
 	path := c.config()
 	line := map[string]any{}
 	text := func(name, help string) *string { return c.flags.String(name, "", help) }
-	issuer := text("iss", "the `issuer` of what is revoked; may be left out where one is configured")
+	issuer := text("iss", "name or URL of the `issuer` of what is revoked; may be left out where one is configured")
 	named := map[string]*string{
 		"jti": text("jti", "one token, by its `id`"), "sid": text("sid", "one session, by its `id`"),
 		"sub": text("sub", "all tokens of a `subject`"), "client": text("client", "all tokens of an OAuth `client`"),
@@ -213,6 +216,11 @@ func (c *command) revoke(ctx context.Context) error {
 	}
 	if *issuer != "" {
 		line["iss"] = *issuer
+		for _, i := range f.Issuers {
+			if i.Name == *issuer {
+				line["iss"] = i.Issuer
+			}
+		}
 	}
 	if *all {
 		if *issuer == "" && len(f.Issuers) == 1 {
@@ -285,6 +293,15 @@ func (c *command) post(ctx context.Context, config *Config, line map[string]any)
 	}
 	if res.StatusCode != http.StatusOK {
 		return fmt.Errorf("the gateway answered %s: %s", res.Status, bytes.TrimSpace(answer))
+	}
+	var said struct{ Lines []lineResult }
+	if err := json.Unmarshal(answer, &said); err != nil {
+		return fmt.Errorf("the gateway's answer: %w", err)
+	}
+	for _, l := range said.Lines {
+		if l.Note != "" {
+			fmt.Fprintln(c.stderr, l.Note)
+		}
 	}
 	_, err = fmt.Fprintf(c.stdout, "revoked: %s\n", body)
 	return err

@@ -48,6 +48,9 @@ func (b *builder) test(s *proxy.Snapshot, t policy.TestConfig) error {
 		want := strings.TrimSpace(t.Want + " " + t.Reason)
 		return fmt.Errorf("%s: want %s, but the policy says %s (%s)", t.Request, want, rec.Verdict, strings.TrimSuffix(string(rec.Reason)+": "+rec.Detail, ": "))
 	}
+	if t.Reason == "" && (rec.Reason == decision.NoRoute || rec.Reason == decision.AmbiguousRequest) {
+		return fmt.Errorf("%s: no rule was asked (%s: %s); if that is meant, say reason: %s", t.Request, rec.Reason, rec.Detail, rec.Reason)
+	}
 	return nil
 }
 

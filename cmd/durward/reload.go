@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/signal"
 	"reflect"
 	"slices"
-	"syscall"
 	"time"
 
 	"durward/denylist"
@@ -18,10 +16,7 @@ import (
 
 // reloadLoop is the one goroutine that changes the configuration: on SIGHUP, on
 // POST /reload, and when the file's content changes.
-func (g *gateway) reloadLoop(ctx context.Context) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+func (g *gateway) reloadLoop(ctx context.Context, hangup <-chan os.Signal) {
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
 	for {
@@ -128,6 +123,7 @@ func (g *gateway) use(ctx context.Context, b *built) []problem {
 	}
 	if prev != nil {
 		wrong := awaitFeeds(ctx, begun, b.config)
+		wrong = append(wrong, g.readAgain(prev, b, wanted)...)
 		if wrong = append(wrong, awaitKeys(ctx, prev, b)...); wrong != nil {
 			return undo(wrong)
 		}
@@ -217,6 +213,27 @@ func awaitFeeds(ctx context.Context, begun []*feed, c *Config) (wrong []problem)
 		if !within(ctx, c.Denylist.Lease, func(now time.Time) bool { return f.source.State(now) == denylist.Live }) {
 			wrong = append(wrong, problem{c.path, 0, fmt.Sprintf("denylist.feeds: %q did not come into step within %s: %s",
 				f.config.Name, c.Denylist.Lease, f.source.Status(time.Now()).Error)})
+		}
+	}
+	return wrong
+}
+
+// readAgain reads the feeds that are followed already once more if the new
+// configuration has an issuer that the old one had not: so far its lines were
+// refused, and its revoked tokens must not pass until the next look.
+func (g *gateway) readAgain(prev, next *built, feeds map[string]*feed) (wrong []problem) {
+	known := func(l denylist.IssuerLimits) bool {
+		return slices.ContainsFunc(prev.limits, func(o denylist.IssuerLimits) bool { return o.URL == l.URL })
+	}
+	if !slices.ContainsFunc(next.limits, func(l denylist.IssuerLimits) bool { return !known(l) }) {
+		return nil
+	}
+	for name, f := range feeds {
+		if g.feeds[name] != f {
+			continue
+		}
+		if err := filefeed.Read(f.config.File, g.list, f.source, time.Now()); err != nil {
+			wrong = append(wrong, problem{next.config.path, 0, fmt.Sprintf("denylist.feeds: %q cannot be read for the new issuer: %v", name, err)})
 		}
 	}
 	return wrong

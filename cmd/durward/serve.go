@@ -8,12 +8,15 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"durward/decision"
@@ -67,6 +70,9 @@ type addresses struct {
 // before it listens if the configuration is wrong: then the error is problems.
 // started, if not nil, is told the addresses once everything listens.
 func serve(ctx context.Context, path string, stderr io.Writer, started func(addresses)) error {
+	hangup := make(chan os.Signal, 1) // from the first moment: by default the signal ends a process
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	g := &gateway{
 		path: path, level: new(slog.LevelVar), reloads: make(chan chan []problem),
 		keys: map[*token.KeySet]context.CancelFunc{}, feeds: map[string]*feed{},
@@ -93,8 +99,11 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 		return problems(wrong)
 	}
 	g.run(func() { g.list.Run(life) })
+	if g.journal != nil {
+		g.run(func() { keepLastRun(life, b.config.StateDir, g.log) })
+	}
 	g.run(func() { g.handler.Watch(life, g.list.Changed()) })
-	g.run(func() { g.reloadLoop(life) })
+	g.run(func() { g.reloadLoop(life, hangup) })
 	if b.config.TLS != nil {
 		g.run(func() { l.certificate.run(life, g.log) })
 	}
@@ -144,13 +153,19 @@ func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
 	}
 	g.level.Set(b.level)
 	g.log = slog.New(handler)
-	g.list.SetMaxEntries(b.config.Denylist.MaxEntries)
 	g.list.SetIssuers(b.limits)
 	if stateDir != "" {
-		var held []denylist.Revocation
-		if g.journal, held, err = denylist.OpenJournal(stateDir, g.log, time.Now()); err != nil {
+		lastRun, err := readLastRun(stateDir, time.Now())
+		if err != nil {
 			return nil, err
 		}
+		g.list.LastRun(lastRun)
+		var held []denylist.Revocation
+		if g.journal, held, err = denylist.OpenJournal(stateDir, g.log, lastRun); err != nil {
+			return nil, err
+		}
+		// What was promised is kept, whatever the limit says now; use sets it.
+		g.list.SetMaxEntries(math.MaxInt)
 		if err := g.list.Add(held, time.Now()); err != nil {
 			return nil, fmt.Errorf("replay the journal: %w", err)
 		}

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"durward/token"
 )
@@ -33,10 +36,10 @@ func adminToken(file string, create bool) (string, error) {
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) && create {
 		text = []byte(rand.Text() + rand.Text() + "\n")
-		err = os.WriteFile(file, text, 0o600)
+		err = writeFile(file, text)
 	}
 	if err != nil {
-		return "", fmt.Errorf("admin token: %w", err)
+		return "", fmt.Errorf("admin token: %w (state_dir, or $STATE_DIRECTORY of the running gateway, says where it is)", err)
 	}
 	t := strings.TrimSpace(string(text))
 	if len(t) < 16 {
@@ -81,6 +84,54 @@ func writeHistory(dir string, history map[string][]token.Limits) error {
 	return writeFile(filepath.Join(dir, limitsFile), text)
 }
 
+const lastRunFile = "last-run"
+
+// readLastRun is the earlier of now and the time at which the gateway is known to
+// have run before. A machine that starts with its clock ahead must forget nothing.
+func readLastRun(dir string, now time.Time) (time.Time, error) {
+	path := filepath.Join(dir, lastRunFile)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return now, err
+		}
+		return now, writeFile(path, now.UTC().AppendFormat(nil, time.RFC3339))
+	}
+	if err != nil {
+		return now, err
+	}
+	last, err := time.Parse(time.RFC3339, string(text))
+	if err != nil {
+		return now, fmt.Errorf("%s: %w; it says when the gateway last ran: remove it if the clock is right", path, err)
+	}
+	if last.After(now) {
+		return now, nil
+	}
+	return last, nil
+}
+
+// keepLastRun writes the time down each minute until the context ends. Not in the
+// first minutes: that is when a wrong clock is set right.
+func keepLastRun(ctx context.Context, dir string, log *slog.Logger) {
+	const settle = 10 * time.Minute
+	began := time.Now()
+	t := time.NewTicker(time.Minute)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-t.C:
+			if now.Sub(began) < settle {
+				continue
+			}
+			if err := writeFile(filepath.Join(dir, lastRunFile), now.UTC().AppendFormat(nil, time.RFC3339)); err != nil {
+				log.Error("the state directory cannot be written", "error", err)
+			}
+		}
+	}
+}
+
 // writeFile replaces the file as a whole or not at all, and durably.
 func writeFile(path string, content []byte) error {
 	tmp, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -90,7 +141,7 @@ func writeFile(path string, content []byte) error {
 	_, err = tmp.Write(content)
 	err = errors.Join(err, tmp.Sync(), tmp.Close())
 	if err != nil {
-		return err
+		return errors.Join(err, os.Remove(tmp.Name()))
 	}
 	if err := os.Rename(tmp.Name(), path); err != nil {
 		return err
