@@ -131,8 +131,10 @@ func (c *compiler) route(rc *RouteConfig, index int) *Route {
 		rt.pattern = "/"
 	} else if !strings.HasPrefix(rc.Path, "/") {
 		c.problem("path", `%q must begin with "/"; the host has a key of its own, and methods belong in allow`, rc.Path)
+		rt.pattern = "" // whether it conflicts with another is no question any more
 	} else if err := checkPattern(rc.Path); err != nil {
 		c.problem("path", "%q: %v; no request could ever match", rc.Path, err)
+		rt.pattern = ""
 	}
 	rt.Auth = Auth(c.word("auth", rc.Auth, "required", "optional", "none"))
 	rt.AllowStale = c.word("on_stale", rc.OnStale, "deny", "allow") == 1

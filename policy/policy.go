@@ -191,6 +191,9 @@ func (e entry) exact(escaped string) bool {
 func newTable(host string, fold bool, routes []*Route, problem func(*Route, error)) *table {
 	t := &table{host: host, fold: fold, mux: http.NewServeMux()}
 	for _, rt := range routes {
+		if rt.pattern == "" {
+			continue // it was refused already
+		}
 		pattern := rt.pattern
 		if fold {
 			pattern = lowerASCII(pattern)
@@ -235,8 +238,8 @@ func register(mux *http.ServeMux, pattern string, e entry) (err error) {
 }
 
 func conflict(a, b string) bool {
-	mux := http.NewServeMux()
-	return register(mux, a, entry{}) == nil && register(mux, b, entry{}) != nil
+	alone, both := http.NewServeMux(), http.NewServeMux()
+	return register(alone, b, entry{}) == nil && register(both, a, entry{}) == nil && register(both, b, entry{}) != nil
 }
 
 // missing lists the patterns of the "*" table that this one lacks: a request for

@@ -99,7 +99,7 @@ func (h *Handler) serveOwn(s *Snapshot, rw *writer, r *http.Request, rec *decisi
 		return
 	}
 	header.Add("Set-Cookie", clearCookie(s.Session.Cookie).String())
-	if p.claims != nil && s.Denied.Check(p.claims, rec.Time) == 0 {
+	if p.claims != nil {
 		if err := h.Revoke(r.Context(), p.claims); err != nil {
 			rec.Refuse(decision.Internal, "revoke the session: "+err.Error())
 			s.refuse(rw, r, rec, p)

@@ -309,11 +309,11 @@ func TestKeysSurviveBadAnswers(t *testing.T) {
 		answer  http.HandlerFunc
 		problem string
 	}{
-		{"503", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, string(evil.jwks()), 503) }, "503"},
+		{"http.StatusServiceUnavailable", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, string(evil.jwks()), 503) }, "503"},
 		{"404 with keys", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404); w.Write(evil.jwks()) }, "404"},
 		{"204", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }, "204"},
 		{"304 unasked", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(304) }, "304"},
-		{"redirect to other keys", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, evil.URL+"/keys", 302) }, "redirects are not followed"},
+		{"redirect to other keys", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, evil.URL+"/keys", http.StatusFound) }, "redirects are not followed"},
 		{"empty body", text(""), "not a JSON object"},
 		{"{}", text("{}"), `no array "keys"`},
 		{"HTML", text("<!doctype html><title>Sign in</title>"), "not a JSON object"},

@@ -327,6 +327,7 @@ func (g *gateway) revoke(rs []denylist.Revocation, now time.Time) error {
 		g.log.Info("revoked", "issuer", r.Issuer, "kind", r.Kind.String(), "reason", r.Reason, "durable", written == nil)
 	}
 	if written != nil {
+		g.undurable.Store(true)
 		g.log.Error("the journal cannot be written; what was revoked is enforced, but a restart would forget it", "error", written)
 	}
 	return written
@@ -336,6 +337,11 @@ func (g *gateway) revoke(rs []denylist.Revocation, now time.Time) error {
 func (g *gateway) revokeToken(_ context.Context, c *token.Claims) error {
 	if g.journal == nil {
 		return errNoState
+	}
+	// Signing out again writes nothing, so that nobody can fill the journal with one
+	// token; but once a write has failed, what is enforced may not be on disk.
+	if g.list.Check(c, time.Now()) != 0 && !g.undurable.Load() {
+		return nil
 	}
 	return g.revoke([]denylist.Revocation{{Issuer: c.Issuer.URL(), Kind: token.KindToken, Value: c.TokenID, Expiry: c.Expiry, Reason: "signed out"}}, time.Now())
 }

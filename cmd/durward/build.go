@@ -239,6 +239,7 @@ func (b *builder) denylist() {
 	}
 	if d.OnStale != "" && d.OnStale != "deny" && d.OnStale != "allow" {
 		b.problem("denylist.on_stale", "%q is not known; write deny or allow", d.OnStale)
+		d.OnStale = "" // else each route would repeat it
 	}
 	if d.OnStale == "allow" {
 		b.warn("denylist.on_stale", "allow lets revoked tokens pass everywhere while a feed is lost; better say so on single routes")

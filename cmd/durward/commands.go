@@ -18,6 +18,7 @@ import (
 	"durward/decision"
 	"durward/denylist"
 	"durward/denylist/filefeed"
+	"durward/proxy"
 )
 
 // errRefused ends explain with status 1 when the request would be refused, so
@@ -91,6 +92,9 @@ func (c *command) explain(ctx context.Context) error {
 		return err
 	}
 	q := explainQuestion{Method: c.flags.Arg(0), URL: c.flags.Arg(1), Headers: headers, Issuer: *issuer}
+	if _, err := proxy.Hypothetical(q.Method, q.URL, nil); err != nil {
+		return usageError{err} // before any key is fetched
+	}
 	if *tokenFile != "" && *claims != "" {
 		return usageError{errors.New("-token-file brings a token and -claims supposes one; give one of them")}
 	}
@@ -104,8 +108,12 @@ func (c *command) explain(ctx context.Context) error {
 	if *claims != "" {
 		d := json.NewDecoder(strings.NewReader(*claims))
 		d.UseNumber()
-		if err := d.Decode(&q.Claims); err != nil || q.Claims == nil {
-			return usageError{fmt.Errorf("-claims is not a JSON object: %v", err)}
+		err := d.Decode(&q.Claims)
+		if err == nil && (q.Claims == nil || d.More()) {
+			err = errors.New(`write one, such as {"sub":"alice"}`)
+		}
+		if err != nil {
+			return usageError{fmt.Errorf("-claims is not a JSON object: %w", err)}
 		}
 	}
 	b, wrong := load(*path)

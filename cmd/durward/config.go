@@ -204,7 +204,7 @@ type configFile struct {
 	root     *yaml.Node
 	problems []problem
 	broken   map[int]bool // lines whose YAML could not be read
-	garbled  bool         // the whole file is no YAML
+	garbled  bool         // too little could be read for the rest to be judged
 }
 
 // parseFile reads the file strictly: unknown and duplicate keys, values of the wrong
@@ -245,6 +245,7 @@ var (
 	yamlLine    = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
 	yamlUnknown = regexp.MustCompile(`^field (.*) not found in type (\S+)$`)
 	yamlType    = regexp.MustCompile("^cannot unmarshal !!(\\S+)(?: `(.*)`)? into (\\S+)$")
+	yamlParser  = regexp.MustCompile(`^did not find expected (?:<|node content|key$|'-' indicator|',' or)`)
 	yamlTwice   = regexp.MustCompile(`^mapping key "(.*)" already defined at line (\d+)$`)
 )
 
@@ -263,10 +264,13 @@ func (f *configFile) addYAML(err error) {
 		f.garbled = true
 	}
 	for _, text := range lines {
-		p := problem{File: f.path, Message: text}
+		p := problem{File: f.path, Message: strings.TrimPrefix(text, "yaml: ")}
 		if m := yamlLine.FindStringSubmatch(text); m != nil {
 			p.Line, _ = strconv.Atoi(m[1])
 			p.Message = m[2]
+		}
+		if yamlParser.MatchString(p.Message) {
+			p.Line++ // yaml.v3 counts the lines of these from zero, unlike all others
 		}
 		if m := yamlUnknown.FindStringSubmatch(p.Message); m != nil {
 			p.Message = fmt.Sprintf("unknown key %q", m[1])
@@ -277,6 +281,7 @@ func (f *configFile) addYAML(err error) {
 			p.Message = wrongType(m[1], m[2], m[3])
 		} else if m := yamlTwice.FindStringSubmatch(p.Message); m != nil {
 			p.Message = fmt.Sprintf("key %q is given twice, first in line %s; keep one", m[1], m[2])
+			f.garbled = true // the mapping around it was not read: all in it would seem to be missing
 		}
 		f.broken[p.Line] = true
 		f.problems = append(f.problems, p)

@@ -38,10 +38,11 @@ type gateway struct {
 	metrics *metrics.Metrics
 	token   string // that the operators' interface asks for; "" closes it
 
-	current  atomic.Pointer[built]
-	reloads  chan chan []problem
-	draining atomic.Bool
-	ready    atomic.Bool // latched
+	current   atomic.Pointer[built]
+	reloads   chan chan []problem
+	draining  atomic.Bool
+	ready     atomic.Bool // latched
+	undurable atomic.Bool // the journal could not be written once
 
 	// Owned by the reloading goroutine, and by start before it.
 	tasks      sync.WaitGroup // keys, feeds and everything else that runs
@@ -108,7 +109,7 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 		g.run(func() { l.certificate.run(life, g.log) })
 	}
 	g.metrics.Reloaded(true, time.Now())
-	g.log.Info("the gateway serves", "version", version, "listen", l.at.Public, "admin", l.at.Admin, "config", path, "generation", g.generation)
+	g.log.Info("the gateway serves", "version", version, "listen", l.at.Public, "admin", l.at.Admin, "health", l.at.Health, "config", path, "generation", g.generation)
 	for _, w := range b.warnings {
 		g.log.Warn("configuration", "warning", w.Error())
 	}
@@ -449,6 +450,10 @@ func (g *gateway) drain(l *listening) error {
 	g.handler.CutStreams()
 	l.cut()
 	l.public.Close()
+	// What was cut ends at once, but each has a record to write.
+	for end := time.Now().Add(time.Second); g.handler.Inflight() > 0 && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
 	if l.health != nil {
 		l.health.Close()
 	}
