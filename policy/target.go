@@ -29,6 +29,16 @@ func (p Path) Escaped() string { return p.escaped }
 // Decoded is the path with every escape resolved, for logs and for url.URL.
 func (p Path) Decoded() string { return p.decoded }
 
+// Under tells whether some reading of the path lies under the prefix, which ends
+// in a slash: in another case, with path parameters, with escaped slashes.
+func (p Path) Under(prefix string) bool {
+	if p.parameters {
+		p = p.withoutParameters()
+	}
+	path := p.decoded + "/"
+	return len(path) >= len(prefix) && strings.EqualFold(path[:len(prefix)], prefix)
+}
+
 // ReadPath reads the path of an origin-form request target (RFC 9112 section
 // 3.2.1), without its query. An error says what has two readings.
 func ReadPath(raw string) (Path, error) {
@@ -158,9 +168,22 @@ func (p Path) withoutParameters() Path {
 	return Path{escaped: cut(escaped), decoded: cut(p.decoded)}
 }
 
-// folded is the path as a server reads it that takes no notice of ASCII case.
+// folded is the path as Windows reads it: it takes no notice of ASCII case, nor of
+// dots and blanks at the end of a name.
 func (p Path) folded() Path {
-	p.escaped, p.decoded = lowerASCII(p.escaped), lowerASCII(p.decoded)
+	trim := func(s string, ends ...string) string {
+		segments := strings.Split(lowerASCII(s), "/")
+		for i := range segments {
+			for again := true; again; {
+				again = false
+				for _, end := range ends {
+					segments[i], again = strings.TrimSuffix(segments[i], end), again || strings.HasSuffix(segments[i], end)
+				}
+			}
+		}
+		return strings.Join(segments, "/")
+	}
+	p.escaped, p.decoded = trim(p.escaped, ".", "%20"), trim(p.decoded, ".", " ")
 	return p
 }
 

@@ -117,12 +117,15 @@ func (t TrustedProxies) peer(r *http.Request) (peer, error) {
 	switch proto := r.Header.Values("X-Forwarded-Proto"); {
 	case len(proto) > 1:
 		return p, errors.New("a trusted proxy sent X-Forwarded-Proto twice")
-	case len(proto) == 1 && proto[0] == "https":
-		p.https = true
-	case len(proto) == 1 && proto[0] == "http":
-		p.https = false
 	case len(proto) == 1:
-		return p, errors.New("a trusted proxy sent an X-Forwarded-Proto that is neither http nor https")
+		switch strings.ToLower(proto[0]) {
+		case "https", "wss": // some say ws and wss for a WebSocket handshake
+			p.https = true
+		case "http", "ws":
+			p.https = false
+		default:
+			return p, errors.New("a trusted proxy sent an X-Forwarded-Proto that is neither http nor https")
+		}
 	}
 	if hosts := r.Header.Values("X-Forwarded-Host"); t.host && len(hosts) > 0 {
 		if len(hosts) > 1 || strings.Contains(hosts[0], ",") {
@@ -138,6 +141,9 @@ func (t TrustedProxies) walkBack(p *peer, fields []string) {
 	hops := strings.Split(strings.Join(fields, ","), ",")
 	for i := len(hops) - 1; i >= 0; i-- {
 		hop := strings.TrimSpace(hops[i])
+		if hop == "" {
+			continue // RFC 9110 section 5.6.1.2: empty list elements are ignored
+		}
 		addr, err := netip.ParseAddr(hop)
 		if host, _, splitErr := net.SplitHostPort(hop); err != nil && splitErr == nil {
 			addr, err = netip.ParseAddr(host) // some proxies add the port

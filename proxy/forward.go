@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -17,7 +18,10 @@ import (
 	"durward/token"
 )
 
-var errTooLarge = errors.New("the request body is larger than the route takes")
+var (
+	errTooLarge = errors.New("the request body is larger than the route takes")
+	errCut      = errors.New("the request was cut")
+)
 
 // forward sends an allowed request to its upstream. Whatever can fail is done
 // before ReverseProxy is asked.
@@ -32,7 +36,7 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 			return
 		}
 	}
-	upload := &body{ReadCloser: r.Body, control: rw.control, timeout: rw.timeout, left: -1}
+	upload := &body{from: r.Body, writer: rw, left: -1}
 	if p.route.MaxBody > 0 {
 		upload.left = p.route.MaxBody
 	}
@@ -42,20 +46,21 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 			// soon as the response begins.
 			rw.control.EnableFullDuplex()
 		}
-		r.Body = upload
+		rw.upload = upload
+		defer upload.end()
 	}
-	ctx := r.Context()
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	rw.cancel = cancel
 	var st *stream
 	if p.claims != nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithCancel(ctx)
-		defer cancel()
 		st = &stream{claims: p.claims, began: rec.Time, writer: rw, cancel: cancel}
 		defer h.live.add(s, st)()
 	}
 	sent := time.Now()
 	isStream := false
-	rp := httputil.ReverseProxy{
+	var rp httputil.ReverseProxy
+	rp = httputil.ReverseProxy{
 		Transport:  rt.Upstream.transport,
 		BufferPool: &h.buffers,
 		// Pass on each piece as it comes. For a short answer that is the one write
@@ -63,6 +68,12 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		FlushInterval: -1,
 		ErrorLog:      slog.NewLogLogger(h.Log.Handler(), slog.LevelDebug),
 		Rewrite: func(pr *httputil.ProxyRequest) {
+			// Here and not in r: the server must find its own body in its own request,
+			// or it resets the connection of a client that still sends instead of
+			// closing it gently.
+			if pr.Out.Body != nil {
+				pr.Out.Body = upload
+			}
 			s.address(pr.Out, rt.Upstream, p)
 			s.cleanse(pr.Out, p)
 			s.introduce(pr.Out, rt, p, rec.ID, assertion)
@@ -72,6 +83,11 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 			h.checkResponse(s, res, ctx, rec, p)
 			if isStream = streams(res); isStream {
 				h.streams.Add(1)
+			}
+			if res.ContentLength == 0 {
+				// Nothing will come that could be late, and a header sent on its own
+				// would turn gRPC's "trailers only" into a header without trailers.
+				rp.FlushInterval = 0
 			}
 			return nil
 		},
@@ -97,8 +113,11 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		}
 	}()
 	rp.ServeHTTP(rw, r.WithContext(ctx))
-	if rec.Reason == decision.ClientGone && rw.status == 0 {
+	switch {
+	case rec.Reason == decision.ClientGone && rw.status == 0:
 		panic(http.ErrAbortHandler) // returning would tell whoever is still there 200
+	case rw.ended.Load() && rw.status != http.StatusSwitchingProtocols:
+		panic(http.ErrAbortHandler) // cut while it was answered: the connection is of no use any more, see revive
 	}
 }
 
@@ -132,7 +151,7 @@ func (s *Snapshot) cleanse(out *http.Request, p *Passage) {
 		out.Body, out.ContentLength, out.TransferEncoding = http.NoBody, 0, nil
 	}
 	s.protected.strip(h)
-	if h["Upgrade"] != nil && !isOnlyWebSocket(h) {
+	if h["Upgrade"] != nil && (!isOnlyWebSocket(h) || out.Method != http.MethodGet || p.preflight) {
 		delete(h, "Upgrade")
 		delete(h, "Connection")
 	}
@@ -177,8 +196,35 @@ func (h *Handler) checkResponse(s *Snapshot, res *http.Response, ctx context.Con
 			delete(res.Header, name)
 		}
 	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		cleanseTrailer(res.Trailer) // those announced, which have no value yet
+		res.Body = &trailing{res.Body, res}
+	}
 	if lines := res.Header["Set-Cookie"]; lines != nil {
 		h.checkCookies(s, res, ctx, rec, p)
+	}
+}
+
+// A trailing body takes off of the trailers, which come after it, what an upstream
+// may not say in its header either.
+type trailing struct {
+	io.ReadCloser
+	res *http.Response
+}
+
+func (b *trailing) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		cleanseTrailer(b.res.Trailer)
+	}
+	return n, err
+}
+
+func cleanseTrailer(trailer http.Header) {
+	for name := range trailer {
+		if name == "Set-Cookie" || strings.HasPrefix(name, "Durward-") {
+			delete(trailer, name)
+		}
 	}
 }
 
@@ -192,10 +238,11 @@ func streams(res *http.Response) bool {
 // classify says why forwarding failed.
 func classify(err error, ctx context.Context, upload *body) (decision.Reason, string) {
 	var timeout net.Error
+	tooLarge, failed := upload.fault()
 	switch {
-	case upload.tooLarge:
+	case tooLarge:
 		return decision.TooLarge, errTooLarge.Error()
-	case upload.failed:
+	case failed:
 		return decision.ClientGone, fmt.Sprintf("the client did not deliver its body: %v", err)
 	case ctx.Err() != nil:
 		return decision.ClientGone, "the client went away before the upstream answered"

@@ -69,7 +69,9 @@ func (h *Handler) CookiesDropped() uint64 { return h.cookiesDropped.Load() }
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s := h.current.Load()
 	rec := &decision.Record{Time: time.Now(), Generation: s.Generation}
-	rw := &writer{ResponseWriter: w, control: http.NewResponseController(w), timeout: s.Limits.IdleTimeout, http2: r.ProtoMajor >= 2}
+	rw := &writer{ResponseWriter: w, control: http.NewResponseController(w), timeout: s.Limits.IdleTimeout, http2: r.ProtoMajor >= 2,
+		// net/http drops Transfer-Encoding from HTTP/1.0 and would take the body for the next request.
+		last: r.ProtoMajor == 1 && r.ProtoMinor == 0}
 	h.inflight.Add(1)
 	defer h.finish(s, rw, r, rec)
 
@@ -114,8 +116,8 @@ func (h *Handler) finish(s *Snapshot, rw *writer, r *http.Request, rec *decision
 	}
 	rec.Bytes = rw.bytes
 	rec.Took = time.Since(rec.Time)
-	h.inflight.Add(-1)
 	h.Observe(rec)
+	h.inflight.Add(-1) // last: whoever waits for this one waits for its record too
 	if v != nil {
 		panic(v)
 	}

@@ -188,8 +188,22 @@ func (h *Handler) Cuts(cause Cause) uint64 { return h.live.cuts[cause].Load() }
 // a close frame may be put between them.
 type hijacked struct {
 	net.Conn
+	gone   context.CancelFunc // ends the upstream's side
 	mu     sync.Mutex
 	frames frames
+}
+
+// farewell is how long an upstream may go on after the client has closed its side.
+const farewell = 5 * time.Second
+
+// Read passes frames from the client on. An upstream that takes no notice of the
+// client's end would be waited for without end.
+func (c *hijacked) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		time.AfterFunc(farewell, c.gone)
+	}
+	return n, err
 }
 
 // Write passes frames on.

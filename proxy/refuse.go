@@ -21,6 +21,7 @@ func (s *Snapshot) refuse(rw *writer, r *http.Request, rec *decision.Record, p *
 	if rec.Status != 0 {
 		status = rec.Status // 431 in place of 413
 	}
+	rw.skipBody(r)
 	h := rw.Header()
 	for name := range h {
 		if name != "Set-Cookie" { // what ReverseProxy had begun to answer
@@ -33,8 +34,9 @@ func (s *Snapshot) refuse(rw *writer, r *http.Request, rec *decision.Record, p *
 	if !s.HideReasons {
 		h.Set("Durward-Reason", string(rec.Reason))
 	}
-	if p.cred.Cookie && (rec.Reason == decision.TokenExpired || rec.Reason == decision.Revoked) {
-		// Else a dead cookie would lock its owner out of routes with auth: optional.
+	if p.cred.Cookie && (rec.Reason == decision.TokenExpired || rec.Reason == decision.Revoked || p.own != "") {
+		// Else a dead cookie would lock its owner out of routes with auth: optional;
+		// and who asks to be signed out is to be rid of it in any case.
 		h.Add("Set-Cookie", clearCookie(s.cookieName(p)).String())
 	}
 	s.remedy(h, status, rec)

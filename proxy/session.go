@@ -146,17 +146,11 @@ func (h *Handler) checkCookies(s *Snapshot, res *http.Response, ctx context.Cont
 	}
 }
 
-// resembles tells whether a browser, or a lenient one, could take the line for
-// one of the cookies.
+// resembles tells whether the line sets one of the cookies, or one that would be
+// taken for a look-alike when it comes back, and lock the user out.
 func resembles(line string, names []string) bool {
 	pair, _, _ := strings.Cut(line, ";")
-	name, value, _ := strings.Cut(pair, "=")
-	isBlank := func(c rune) bool { return c <= ' ' || c == 0x7f || c == '"' }
-	if name = strings.TrimFunc(name, isBlank); name == "" {
-		name, _, _ = strings.Cut(strings.TrimFunc(value, isBlank), "=") // a nameless cookie is sent as its value alone
-		name = strings.TrimFunc(name, isBlank)
-	}
-	return slices.ContainsFunc(names, func(own string) bool { return strings.EqualFold(name, own) })
+	return slices.ContainsFunc(names, func(name string) bool { return token.Resembles(pair, name) })
 }
 
 // issued is the session cookie as it may pass, nil if it may not. A cleared

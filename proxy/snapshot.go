@@ -163,6 +163,9 @@ func (s *Snapshot) enter(r *http.Request, rec *decision.Record) (p Passage, ok b
 		rec.Status = http.StatusRequestHeaderFieldsTooLarge
 		return refuse(decision.TooLarge, err.Error())
 	}
+	if r.ProtoMajor == 1 && r.ProtoMinor > 1 {
+		return refuse(decision.AmbiguousRequest, "there is no HTTP/1 version above 1.1")
+	}
 	if err := s.Policy.CheckMethod(r.Method); err != nil {
 		return refuse(decision.AmbiguousRequest, err.Error())
 	}
@@ -192,13 +195,13 @@ func (s *Snapshot) enter(r *http.Request, rec *decision.Record) (p Passage, ok b
 		rec.Trace.Add("request", "%s, host %q, path %q, client %s", r.Method, p.host.Name, p.path.Escaped(), p.peer.client)
 	}
 	for _, own := range ownPaths {
-		if path := p.path.Decoded() + "/"; len(path) >= len(own) && strings.EqualFold(path[:len(own)], own) {
-			p.own = p.path.Decoded()
+		if p.path.Under(own) {
+			p.own = p.path.Escaped()
 			rec.Trace.Add("route", "the path is the gateway's own")
 			return p, true
 		}
 	}
-	if s.Session.Path != "" && p.path.Decoded() == s.Session.Path {
+	if s.Session.Path != "" && p.path.Escaped() == s.Session.Path {
 		p.own = s.Session.Path
 		return p, true
 	}
@@ -247,7 +250,8 @@ func (l Limits) check(h http.Header) error {
 }
 
 // checkNames refuses fields that a folding server takes for one that frames or
-// routes the request, and an HTTP/2 host field that contradicts :authority.
+// routes the request, an HTTP/2 host field that contradicts :authority, and an
+// Expect that only some servers take for 100-continue.
 func checkNames(r *http.Request) error {
 	var buf [64]byte
 	for name, values := range r.Header {
@@ -256,6 +260,10 @@ func checkNames(r *http.Request) error {
 		}
 		if name == "Host" && (len(values) != 1 || values[0] != r.Host) {
 			return errors.New("the host field differs from :authority")
+		}
+		// net/http answers "y 100-continue" with 100 and passes it on as it came.
+		if name == "Expect" && (len(values) != 1 || !strings.EqualFold(values[0], "100-continue")) {
+			return errors.New("an Expect other than 100-continue")
 		}
 	}
 	return nil
@@ -326,6 +334,9 @@ func checkCrossSite(r *http.Request, rec *decision.Record, p *Passage) bool {
 // handshakes, which are GET and bring no Fetch Metadata, by Origin. The host
 // compared with is the judged one.
 func crossSite(r *http.Request, host policy.Host, protection *http.CrossOriginProtection, trusted []string) error {
+	if len(r.Header["Origin"]) > 1 || len(r.Header["Sec-Fetch-Site"]) > 1 {
+		return errors.New("Origin or Sec-Fetch-Site stands twice")
+	}
 	judged := http.Request{Method: r.Method, Header: r.Header, Host: host.String(), URL: &url.URL{}}
 	if err := protection.Check(&judged); err != nil {
 		return err

@@ -120,7 +120,11 @@ func NewUpstream(name string, cfg UpstreamConfig, prev *Upstream) (*Upstream, er
 			if socket != "" {
 				network, addr = "unix", socket
 			}
-			return dialer.DialContext(ctx, network, addr)
+			conn, err := dialer.DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return patient{conn, response}, nil
 		},
 		TLSClientConfig:        tlsConfig,
 		TLSHandshakeTimeout:    dial,
@@ -144,6 +148,26 @@ func NewUpstream(name string, cfg UpstreamConfig, prev *Upstream) (*Upstream, er
 		u.transport.Protocols.SetHTTP1(true)
 	}
 	return u, nil
+}
+
+// A patient connection gives each write as long as an upstream may take to answer.
+// The transport would wait without end for one that reads nothing.
+type patient struct {
+	net.Conn
+	timeout time.Duration
+}
+
+func (c patient) Write(b []byte) (int, error) {
+	c.SetWriteDeadline(time.Now().Add(c.timeout))
+	return c.Conn.Write(b)
+}
+
+// CloseWrite tells the upstream that nothing more comes, for WebSockets.
+func (c patient) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return c.Close()
 }
 
 // target takes the URL apart; for unix:/path it returns the socket's path.

@@ -2,9 +2,11 @@ package proxy
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -17,8 +19,11 @@ type writer struct {
 	control *http.ResponseController
 	timeout time.Duration
 	http2   bool
-	status  int // 0: nothing is sent yet
+	status  int  // 0: nothing is sent yet
+	last    bool // close the connection behind the answer
 	bytes   int64
+	upload  *body              // nil: the upstream gets none
+	cancel  context.CancelFunc // ends the upstream's side
 
 	started atomic.Bool              // the answer has begun
 	ended   atomic.Bool              // it was cut: no write gets time any more
@@ -62,14 +67,53 @@ func (w *writer) cut(cause Cause) {
 	}
 }
 
-// revive lets a request that was cut before its answer be refused.
-func (w *writer) revive() { w.ended.Store(false) }
+// revive lets a request that was cut before its answer be refused. That is the
+// last answer on an HTTP/1 connection: the server took the deadline for a client
+// that went away, and would cancel whatever request comes next, be it another
+// user's behind a shared proxy.
+func (w *writer) revive() {
+	w.last = !w.http2
+	w.ended.Store(false)
+}
 
-// end leaves the server time for what it writes after the handler.
-func (w *writer) end() {
-	if w.status != 0 && w.status != http.StatusSwitchingProtocols {
-		w.begin()
+// skipBody gets a body out of the way that nobody is going to read. The server
+// would wait for it before it sends the answer, for as long as the client likes. A
+// short one that is there leaves the connection usable; anything else closes it.
+func (w *writer) skipBody(r *http.Request) {
+	if w.http2 || w.upload != nil || r.ContentLength == 0 {
+		return
 	}
+	const short, soon = 64 << 10, 100 * time.Millisecond
+	if 0 < r.ContentLength && r.ContentLength <= short && r.Header["Expect"] == nil { // reading would say 100 Continue
+		w.control.SetReadDeadline(time.Now().Add(soon))
+		_, err := io.Copy(io.Discard, r.Body)
+		w.control.SetReadDeadline(time.Time{})
+		if err == nil {
+			return
+		}
+	}
+	w.control.EnableFullDuplex() // answer now
+	w.last = true
+}
+
+// leftover is how long the server may read, after the answer, what is left of a
+// short body, which lets the connection close gently or be used again.
+const leftover = 2 * time.Second
+
+// end leaves the server time for what it does after the handler: it writes what is
+// buffered, and on HTTP/1 it reads what is left of a body, with no deadline of its
+// own.
+func (w *writer) end() {
+	if w.status == 0 || w.status == http.StatusSwitchingProtocols {
+		return
+	}
+	if w.http2 {
+		w.begin()
+		return
+	}
+	now := time.Now()
+	w.control.SetReadDeadline(now.Add(leftover))
+	w.control.SetWriteDeadline(now.Add(leftover + w.timeout))
 }
 
 // WriteHeader notes the final status. An informational response (1xx) carries
@@ -80,6 +124,14 @@ func (w *writer) WriteHeader(status int) {
 			return
 		}
 		w.status = status
+		if !w.http2 && w.upload != nil && !w.upload.whole() {
+			// What is left of the body must never be read as another request. The
+			// server sees to that by itself only without full duplex.
+			w.Header().Set("Connection", "close")
+		}
+		if w.last {
+			w.Header().Set("Connection", "close")
+		}
 		w.started.Store(true)
 	} else {
 		for name := range w.Header() {
@@ -120,7 +172,7 @@ func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	w.status = http.StatusSwitchingProtocols
-	h := &hijacked{Conn: conn}
+	h := &hijacked{Conn: conn, gone: w.cancel}
 	w.conn.Store(h)
 	if w.ended.Load() {
 		conn.Close()
@@ -131,26 +183,62 @@ func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 // A body is a request body on its way to the upstream. Each read has its own
 // deadline, and more than the limit is an error. It remembers what went wrong,
 // since the transport's error does not always tell.
+//
+// The transport may go on reading after it has returned an answer, even after the
+// handler has; by then the connection's deadlines belong to the next request, and
+// on HTTP/2 touching them is a crash. So whatever is done here is done under mu,
+// and nothing any more once the body is closed.
 type body struct {
-	io.ReadCloser
-	control  *http.ResponseController
-	timeout  time.Duration
+	from   io.Reader // the server's body, which the server closes
+	writer *writer
+	busy   sync.Mutex // held while reading
+
+	mu       sync.Mutex // guards what follows; never held while reading
+	closed   bool
 	left     int64 // of the limit; negative: no limit
+	eof      bool  // all of it came
 	tooLarge bool
 	failed   bool // the client did not deliver
 }
 
 func (b *body) Read(p []byte) (int, error) {
-	if b.tooLarge {
-		return 0, errTooLarge
+	b.busy.Lock()
+	defer b.busy.Unlock()
+	if err := b.before(); err != nil {
+		return 0, err
 	}
-	b.control.SetReadDeadline(time.Now().Add(b.timeout))
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.from.Read(p)
+	return b.after(n, err)
+}
+
+func (b *body) before() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closed:
+		return http.ErrBodyReadAfterClose
+	case b.tooLarge:
+		return errTooLarge
+	}
+	b.writer.control.SetReadDeadline(time.Now().Add(b.writer.timeout))
+	if b.writer.ended.Load() {
+		return errCut
+	}
+	return nil
+}
+
+func (b *body) after(n int, err error) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return 0, http.ErrBodyReadAfterClose
+	}
 	if err != nil {
 		// The server watches the connection while the upstream works; an elapsed
 		// deadline would look to it like a client that went away.
-		b.control.SetReadDeadline(time.Time{})
+		b.writer.control.SetReadDeadline(time.Time{})
 	}
+	b.eof = b.eof || err == io.EOF
 	if b.left >= 0 {
 		if b.left -= int64(n); b.left < 0 {
 			b.tooLarge = true
@@ -161,4 +249,42 @@ func (b *body) Read(p []byte) (int, error) {
 		b.failed = true
 	}
 	return n, err
+}
+
+// Close ends a read in progress. The HTTP/2 transport calls it when the upstream
+// has said its last word, and then waits for that read before it passes the word
+// on: a client that waits too, as gRPC's do, would never hear it.
+func (b *body) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.closed && !b.eof {
+		b.writer.control.SetReadDeadline(aLongTimeAgo())
+	}
+	b.closed = true
+	return nil
+}
+
+// end leaves the connection to the server, which ends the request. On HTTP/1 no
+// read may be in progress then: the server would end it, and take off the deadline
+// for what it reads itself.
+func (b *body) end() {
+	b.Close()
+	if !b.writer.http2 {
+		b.busy.Lock()
+		defer b.busy.Unlock()
+	}
+}
+
+// whole tells whether the body was read to its end.
+func (b *body) whole() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.eof
+}
+
+// fault tells what went wrong so far.
+func (b *body) fault() (tooLarge, failed bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.tooLarge, b.failed
 }

@@ -95,7 +95,7 @@ func (f Finder) cookie(fields []string) (raw string, found bool, refused *Error)
 					return "", false, ambiguous("the session cookie's value holds a quote")
 				}
 				raw, found = value, true
-			case sameCookie(piece, f.Cookie):
+			case Resembles(piece, f.Cookie):
 				return "", false, ambiguous("a cookie is spelled almost like the session cookie")
 			case oddQuotes(name, value):
 				quoted = true
@@ -109,10 +109,10 @@ func (f Finder) cookie(fields []string) (raw string, found bool, refused *Error)
 	return raw, found, nil
 }
 
-// sameCookie reports whether some reader could take the pair for the named
+// Resembles reports whether some reader could take the pair for the named
 // cookie: in another case, with blanks, quotes or controls around the name,
 // behind an empty name, or without a value.
-func sameCookie(piece, name string) bool {
+func Resembles(piece, name string) bool {
 	piece = strings.TrimLeftFunc(piece, func(r rune) bool { return r == '=' || noise(r) })
 	spelled, _, _ := strings.Cut(piece, "=")
 	spelled = strings.TrimFunc(spelled, noise)
@@ -173,7 +173,7 @@ func stripCookies(field string, names []string) string {
 	for _, piece := range pieces {
 		ours := false
 		for _, name := range names {
-			ours = ours || name != "" && sameCookie(piece, name)
+			ours = ours || name != "" && Resembles(piece, name)
 		}
 		if !ours {
 			kept = append(kept, piece)

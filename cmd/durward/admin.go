@@ -89,7 +89,8 @@ func sameSite(address string, next http.Handler) http.Handler {
 func (g *gateway) authorized(next http.Handler) http.Handler {
 	want := sha256.Sum256([]byte(g.token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		given, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		bearer := strings.EqualFold(scheme, "Bearer") && len(r.Header["Authorization"]) == 1
 		have := sha256.Sum256([]byte(given))
 		if g.token == "" || !bearer || subtle.ConstantTimeCompare(have[:], want[:]) != 1 {
 			w.Header().Set("WWW-Authenticate", "Bearer")

@@ -393,7 +393,7 @@ type connKey struct{}
 func quietServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
-		MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		MaxHeaderBytes: 32 << 10, DisableGeneralOptionsHandler: true, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 }
 
@@ -451,7 +451,7 @@ func (g *gateway) drain(l *listening) error {
 	l.cut()
 	l.public.Close()
 	// What was cut ends at once, but each has a record to write.
-	for end := time.Now().Add(time.Second); g.handler.Inflight() > 0 && time.Now().Before(end); {
+	for end := time.Now().Add(5 * time.Second); g.handler.Inflight() > 0 && time.Now().Before(end); {
 		time.Sleep(5 * time.Millisecond)
 	}
 	if l.health != nil {
