@@ -335,7 +335,7 @@ func checkCrossSite(r *http.Request, rec *decision.Record, p *Passage) bool {
 // compared with is the judged one.
 func crossSite(r *http.Request, host policy.Host, protection *http.CrossOriginProtection, trusted []string) error {
 	if len(r.Header["Origin"]) > 1 || len(r.Header["Sec-Fetch-Site"]) > 1 {
-		return errors.New("Origin or Sec-Fetch-Site stands twice")
+		return errors.New("the field Origin or Sec-Fetch-Site stands twice")
 	}
 	judged := http.Request{Method: r.Method, Header: r.Header, Host: host.String(), URL: &url.URL{}}
 	if err := protection.Check(&judged); err != nil {
