@@ -309,7 +309,9 @@ func TestKeysSurviveBadAnswers(t *testing.T) {
 		answer  http.HandlerFunc
 		problem string
 	}{
-		{"http.StatusServiceUnavailable", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, string(evil.jwks()), http.StatusServiceUnavailable) }, "503"},
+		{"http.StatusServiceUnavailable", func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, string(evil.jwks()), http.StatusServiceUnavailable)
+		}, "503"},
 		{"404 with keys", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404); w.Write(evil.jwks()) }, "404"},
 		{"204", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }, "204"},
 		{"304 unasked", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(304) }, "304"},
