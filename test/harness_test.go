@@ -43,10 +43,6 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	binary = filepath.Join(dir, "durward")
-	if err := noteSources(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
 	build := exec.Command("go", "build", "-o", binary, "durward/cmd/durward")
 	build.Stderr = os.Stderr
 	status := 1
@@ -58,8 +54,9 @@ func TestMain(m *testing.M) {
 }
 
 // noteSources looks at every source file of the program, so that "go test" sees
-// that the outcome depends on them and forgets a cached one when they change.
-func noteSources() error {
+// that the outcome depends on them and forgets a cached one when they change. It
+// takes notes only while tests run.
+var noteSources = sync.OnceValue(func() error {
 	return filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -70,7 +67,7 @@ func noteSources() error {
 		_, err = os.Stat(path)
 		return err
 	})
-}
+})
 
 // need skips the test if the program is missing, or fails it where everything is
 // required.
@@ -292,6 +289,9 @@ func (l *logBuffer) lines(msg string) (found []map[string]any) {
 // admin: and shutdown: are added where they are missing.
 func startGateway(t *testing.T, config string) *gateway {
 	t.Helper()
+	if err := noteSources(); err != nil {
+		t.Fatal(err)
+	}
 	g := &gateway{t: t, dir: t.TempDir()}
 	g.config = filepath.Join(g.dir, "durward.yaml")
 	g.write(config)
@@ -466,6 +466,9 @@ func send(t *testing.T, method, url, body string, headers ...string) answer {
 // durward runs a subcommand and returns its exit status and output.
 func durward(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
+	if err := noteSources(); err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(binary, args...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
