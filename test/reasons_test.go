@@ -101,8 +101,7 @@ type reasonRow struct {
 // elsewhere are the reasons that no request brings about by itself, and why.
 func elsewhere() map[decision.Reason]string {
 	return map[decision.Reason]string{
-		decision.Overloaded: "a signature is checked in 0.1 ms and eight checks may run at once: none waits for a whole second " +
-			"unless the machine stands still, so token.TestOverloaded takes all places by hand",
+		decision.Overloaded: "it takes a flood: see TestOverloaded",
 	}
 }
 
