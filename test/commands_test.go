@@ -122,9 +122,9 @@ routes: [{name: app, upstream: "http://127.0.0.1:3000", issuers: [corp]}]
 		{"serve " + c + " more", 2, "durward serve: takes 0 arguments after its flags (none), not 1"},
 
 		{"explain " + c + " -claims {} GET https://app.test/", 0, "request "},
-		{"explain " + c + " -claims {} -iss partner GET https://app.test/", 1, "request "},
-		{"explain " + c + " GET https://app.test/", 1, "request "},
-		{"explain " + c + " -claims {} DELETE https://app.test/%2e%2e/", 1, "verdict "},
+		{"explain " + c + " -claims {} -iss partner GET https://app.test/", 0, "request "},
+		{"explain " + c + " GET https://app.test/", 0, "request "},
+		{"explain " + c + " -claims {} DELETE https://app.test/%2e%2e/", 0, "verdict "},
 		{"explain " + c + " GET", 2, "durward explain: takes 2 arguments after its flags (METHOD URL), not 1"},
 		{"explain " + c + " GET /x", 2, `durward explain: "/x" is not an absolute http or https URL`},
 		{"explain " + c + " -claims [] GET https://app.test/", 2, "durward explain: -claims is not a JSON object"},

@@ -206,7 +206,7 @@ func TestDemoCommandLines(t *testing.T) {
 		t.Errorf("check: %v: %s", err, out)
 	}
 	const claims = `{"sub":"alice","scope":"orders:read"}`
-	if out, err := durward("explain", "-config", d.config, "-claims", claims, "POST", d.url+"/api/orders"); err == nil || !strings.Contains(out, "insufficient_scope") {
+	if out, err := durward("explain", "-config", d.config, "-claims", claims, "POST", d.url+"/api/orders"); err != nil || !strings.Contains(out, "insufficient_scope") {
 		t.Errorf("explain of a refused request: %v: %s", err, out)
 	}
 	if out, err := durward("explain", "-config", d.config, "-claims", claims, "GET", d.url+"/api/orders"); err != nil || !strings.Contains(out, "allow (allowed)") {

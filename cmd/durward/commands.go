@@ -15,15 +15,10 @@ import (
 	"strings"
 	"time"
 
-	"durward/decision"
 	"durward/denylist"
 	"durward/denylist/filefeed"
 	"durward/proxy"
 )
-
-// errRefused ends explain with status 1 when the request would be refused, so
-// that scripts can ask; everything was said already.
-var errRefused = errors.New("refused")
 
 // load builds the configuration as serve would, but for a single question: it
 // listens to nothing and changes nothing.
@@ -134,9 +129,6 @@ func (c *command) explain(ctx context.Context) error {
 		err = encoder.Encode(newExplanation(rec))
 	} else {
 		err = rec.Explain(c.stdout)
-	}
-	if err == nil && rec.Verdict != decision.Allow {
-		err = errRefused
 	}
 	return err
 }
