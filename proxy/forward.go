@@ -52,6 +52,7 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	rw.cancel = cancel
+	upload.patience, upload.giveUp = rt.Upstream.patience, cancel
 	var st *stream
 	if p.claims != nil {
 		st = &stream{claims: p.claims, began: rec.Time, writer: rw, cancel: cancel}
@@ -238,8 +239,10 @@ func streams(res *http.Response) bool {
 // classify says why forwarding failed.
 func classify(err error, ctx context.Context, upload *body) (decision.Reason, string) {
 	var timeout net.Error
-	tooLarge, failed := upload.fault()
+	tooLarge, failed, stalled := upload.fault()
 	switch {
+	case stalled:
+		return decision.UpstreamTimeout, "the upstream did not take the request's body"
 	case tooLarge:
 		return decision.TooLarge, errTooLarge.Error()
 	case failed:

@@ -144,8 +144,8 @@ func (st *stream) check(list *denylist.List, limits Streams, now time.Time) Caus
 func (l *live) cut(st *stream, cause Cause) {
 	if st.cause.CompareAndSwap(0, uint32(cause)) {
 		l.cuts[cause].Add(1)
+		st.writer.cut(cause) // first: whoever hears of the cancelling may revive the writer
 		st.cancel()
-		st.writer.cut(cause)
 	}
 }
 
@@ -189,6 +189,7 @@ func (h *Handler) Cuts(cause Cause) uint64 { return h.live.cuts[cause].Load() }
 type hijacked struct {
 	net.Conn
 	gone   context.CancelFunc // ends the upstream's side
+	opened atomic.Bool        // the handshake was answered
 	mu     sync.Mutex
 	frames frames
 }
@@ -199,6 +200,7 @@ const farewell = 5 * time.Second
 // Read passes frames from the client on. An upstream that takes no notice of the
 // client's end would be waited for without end.
 func (c *hijacked) Read(b []byte) (int, error) {
+	c.opened.Store(true)
 	n, err := c.Conn.Read(b)
 	if err != nil {
 		time.AfterFunc(farewell, c.gone)
@@ -218,7 +220,7 @@ func (c *hijacked) Write(b []byte) (int, error) {
 // end closes the connection; the client is told why (RFC 6455 section 7.4.1: 1008
 // policy violation, 1001 going away) unless that would fall into a frame.
 func (c *hijacked) end(cause Cause) {
-	if c.mu.TryLock() { // else a write is stuck at a client that does not read
+	if c.opened.Load() && c.mu.TryLock() { // else a write is stuck at a client that does not read
 		if c.frames.between() {
 			code := uint16(1008)
 			if cause == CutShutdown {

@@ -84,6 +84,7 @@ func (s *Snapshot) decideSession(r *http.Request, rec *decision.Record, p *Passa
 
 // serveOwn answers an allowed request for one of the gateway's own paths.
 func (h *Handler) serveOwn(s *Snapshot, rw *writer, r *http.Request, rec *decision.Record, p *Passage) {
+	rw.skipBody(r) // nothing here reads one
 	header := rw.Header()
 	header.Set("X-Content-Type-Options", "nosniff")
 	if p.own == KeysPath {

@@ -64,8 +64,9 @@ type Upstream struct {
 	config    UpstreamConfig
 	files     [sha256.Size]byte // of the files' content, to see whether a reload changed them
 	scheme    string
-	address   string // host:port of the URL
-	host      string // literal Host; "" preserves the judged one
+	address   string        // host:port of the URL
+	host      string        // literal Host; "" preserves the judged one
+	patience  time.Duration // for the upstream to take a request, and to answer it
 	transport *http.Transport
 }
 
@@ -113,6 +114,7 @@ func NewUpstream(name string, cfg UpstreamConfig, prev *Upstream) (*Upstream, er
 	if prev != nil && prev.Name == name && prev.files == u.files && reflect.DeepEqual(prev.config, cfg) {
 		return prev, nil
 	}
+	u.patience = response
 	dialer := &net.Dialer{Timeout: dial, KeepAlive: 15 * time.Second}
 	u.transport = &http.Transport{
 		Proxy: nil, // HTTP_PROXY of the environment is for clients; it must not reroute a gateway
@@ -136,6 +138,8 @@ func NewUpstream(name string, cfg UpstreamConfig, prev *Upstream) (*Upstream, er
 		MaxResponseHeaderBytes: 256 << 10,
 		DisableCompression:     true, // the client negotiates with the upstream
 		Protocols:              new(http.Protocols),
+		// A dead connection would be used for every request, as HTTP/2 needs only one.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
 	}
 	switch u.scheme {
 	case "h2c":

@@ -19,6 +19,7 @@ type writer struct {
 	control *http.ResponseController
 	timeout time.Duration
 	http2   bool
+	http10  bool
 	status  int  // 0: nothing is sent yet
 	last    bool // close the connection behind the answer
 	bytes   int64
@@ -133,7 +134,15 @@ func (w *writer) WriteHeader(status int) {
 			w.Header().Set("Connection", "close")
 		}
 		w.started.Store(true)
+		if w.upload != nil {
+			w.upload.answered()
+		}
 	} else {
+		if w.http2 || w.http10 {
+			// HTTP/1.0 has no such responses (RFC 9110 section 15.2), and the server's
+			// HTTP/2 goes on reading the header after it has returned.
+			return
+		}
 		for name := range w.Header() {
 			if name != "Link" {
 				w.Header().Del(name)
@@ -195,10 +204,19 @@ type body struct {
 
 	mu       sync.Mutex // guards what follows; never held while reading
 	closed   bool
+	replied  bool  // the answer has begun: silence of the client alone ends nothing any more
 	left     int64 // of the limit; negative: no limit
 	eof      bool  // all of it came
 	tooLarge bool
 	failed   bool // the client did not deliver
+	stalled  bool // the upstream did not take what was there
+
+	// An upstream that takes nothing is given patience, and then the request is
+	// given up. On HTTP/2 flow control stops the transport before it writes, so
+	// that no deadline of the connection would.
+	patience time.Duration
+	giveUp   context.CancelFunc
+	stall    *time.Timer // runs between reads
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -220,11 +238,47 @@ func (b *body) before() error {
 	case b.tooLarge:
 		return errTooLarge
 	}
-	b.writer.control.SetReadDeadline(time.Now().Add(b.writer.timeout))
+	if b.stall != nil {
+		b.stall.Stop()
+	}
+	if !b.replied {
+		b.writer.control.SetReadDeadline(time.Now().Add(b.writer.timeout))
+	}
 	if b.writer.ended.Load() {
 		return errCut
 	}
 	return nil
+}
+
+// answered says that the answer has begun. From now on a client may be silent for
+// as long as it listens, as in a gRPC call that watches something.
+func (b *body) answered() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.replied = true
+	if b.stall != nil {
+		b.stall.Stop()
+	}
+	if !b.closed && !b.eof && !b.writer.ended.Load() {
+		b.writer.control.SetReadDeadline(time.Time{})
+	}
+}
+
+// wait begins to wait for the upstream to take more.
+func (b *body) wait() {
+	if b.stall != nil {
+		b.stall.Reset(b.patience)
+		return
+	}
+	b.stall = time.AfterFunc(b.patience, func() {
+		b.mu.Lock()
+		b.stalled = !b.closed && !b.replied
+		give := b.stalled
+		b.mu.Unlock()
+		if give {
+			b.giveUp()
+		}
+	})
 }
 
 func (b *body) after(n int, err error) (int, error) {
@@ -233,8 +287,12 @@ func (b *body) after(n int, err error) (int, error) {
 	if b.closed {
 		return 0, http.ErrBodyReadAfterClose
 	}
-	if err != nil {
-		// The server watches the connection while the upstream works; an elapsed
+	if err == nil && !b.replied {
+		b.wait()
+	}
+	if err != nil || b.writer.http2 && !b.writer.ended.Load() {
+		// On HTTP/2 an elapsed deadline ends the stream even if nobody reads. On
+		// HTTP/1 the server watches the connection while the upstream works; an elapsed
 		// deadline would look to it like a client that went away.
 		b.writer.control.SetReadDeadline(time.Time{})
 	}
@@ -260,6 +318,9 @@ func (b *body) Close() error {
 	if !b.closed && !b.eof {
 		b.writer.control.SetReadDeadline(aLongTimeAgo())
 	}
+	if b.stall != nil {
+		b.stall.Stop()
+	}
 	b.closed = true
 	return nil
 }
@@ -283,8 +344,8 @@ func (b *body) whole() bool {
 }
 
 // fault tells what went wrong so far.
-func (b *body) fault() (tooLarge, failed bool) {
+func (b *body) fault() (tooLarge, failed, stalled bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.tooLarge, b.failed
+	return b.tooLarge, b.failed, b.stalled
 }

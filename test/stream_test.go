@@ -644,7 +644,11 @@ func TestMessages(t *testing.T) {
 		if a, ok := do(traced, "GET", "/hints", nil); ok {
 			want("hints", a.StatusCode == 200 && a.Body == "final" && a.Header.Get("X-Final") == "yes" && a.Header["Link"] == nil, a)
 			mu.Lock()
-			if fmt.Sprint(hints) != "[103 map[Link:[</style.css>; rel=preload]] 103 map[Link:[</script.js>; rel=preload]]]" {
+			expected := "[103 map[Link:[</style.css>; rel=preload]] 103 map[Link:[</script.js>; rel=preload]]]"
+			if version == "h2" {
+				expected = "[]" // the server's HTTP/2 cannot send them safely; see writer.WriteHeader
+			}
+			if fmt.Sprint(hints) != expected {
 				t.Errorf("%s hints: %v", version, hints)
 			}
 			mu.Unlock()
