@@ -43,7 +43,8 @@ type UpstreamConfig struct {
 type UpstreamTimeouts struct {
 	// Dial is for the connection and, on its own, the TLS handshake. Default 5s.
 	Dial time.Duration `yaml:"dial"`
-	// ResponseHeader is from the request's end to the response's header. Default 60s.
+	// ResponseHeader is from the request's end to the response's header, and how long
+	// the upstream may take no more of a body. Default 60s.
 	ResponseHeader time.Duration `yaml:"response_header"`
 	// Idle is how long an unused connection is kept. Default 90s.
 	Idle time.Duration `yaml:"idle"`
