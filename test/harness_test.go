@@ -439,9 +439,19 @@ var client = &http.Client{
 // send makes a request; headers are "Name: value".
 func send(t *testing.T, method, url, body string, headers ...string) answer {
 	t.Helper()
-	req, err := http.NewRequestWithContext(context.Background(), method, url, strings.NewReader(body))
+	a, err := attempt(method, url, body, headers...)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return a
+}
+
+// attempt is send for requests that may be cut while they are answered, as those
+// are that race with the revocation of their token.
+func attempt(method, url, body string, headers ...string) (answer, error) {
+	req, err := http.NewRequestWithContext(context.Background(), method, url, strings.NewReader(body))
+	if err != nil {
+		return answer{}, err
 	}
 	for _, h := range headers {
 		name, value, _ := strings.Cut(h, ": ")
@@ -453,14 +463,11 @@ func send(t *testing.T, method, url, body string, headers ...string) answer {
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		return answer{}, err
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return answer{res, string(text)}
+	return answer{res, string(text)}, err
 }
 
 // durward runs a subcommand and returns its exit status and output.
