@@ -265,11 +265,7 @@ func TestDemoInBrowser(t *testing.T) {
 	node := need(t, "node", "apt-get install nodejs npm")
 	chromium := need(t, "chromium", "apt-get install chromium")
 	if _, err := os.Stat("node/node_modules/playwright-core"); err != nil {
-		text := "playwright-core is missing; install it with: (cd test/node && npm ci --ignore-scripts)"
-		if os.Getenv("DURWARD_TEST_REQUIRE") == "all" {
-			t.Fatal(text)
-		}
-		t.Skip(text)
+		lack(t, "playwright-core is missing; install it with: (cd test/node && npm ci --ignore-scripts)")
 	}
 	d := startDemo(t)
 	screenshots := os.Getenv("SCREENSHOTS")

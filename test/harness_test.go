@@ -77,12 +77,18 @@ func need(t *testing.T, program, install string) string {
 	if err == nil {
 		return path
 	}
-	text := fmt.Sprintf("%s is missing; install it with: %s", program, install)
+	lack(t, fmt.Sprintf("%s is missing; install it with: %s", program, install))
+	return ""
+}
+
+// lack skips the test for want of what the text says, or fails it where everything
+// is required.
+func lack(t *testing.T, text string) {
+	t.Helper()
 	if os.Getenv("DURWARD_TEST_REQUIRE") == "all" {
 		t.Fatal(text)
 	}
 	t.Skip(text)
-	return ""
 }
 
 // eventually polls until the condition holds, or fails the test.

@@ -28,11 +28,7 @@ func newProvider(t *testing.T) *provider {
 	t.Helper()
 	node := need(t, "node", "apt-get install nodejs npm")
 	if _, err := os.Stat("node/node_modules/oidc-provider"); err != nil {
-		const text = "oidc-provider is missing; install it with: npm ci --prefix test/node"
-		if os.Getenv("DURWARD_TEST_REQUIRE") == "all" {
-			t.Fatal(text)
-		}
-		t.Skip(text)
+		lack(t, "oidc-provider is missing; install it with: npm ci --prefix test/node")
 	}
 	cmd := exec.Command(node, "idp.mjs")
 	cmd.Dir = "node"

@@ -257,7 +257,7 @@ func (g *gateway) memory(line string) int64 {
 	g.t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.cmd.Process.Pid))
 	if err != nil {
-		g.t.Skip("memory is read from /proc, which is not here: ", err)
+		lack(g.t, "memory is read from /proc, which is not here: "+err.Error())
 	}
 	for l := range strings.Lines(string(text)) {
 		if rest, ok := strings.CutPrefix(l, line+":"); ok {

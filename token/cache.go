@@ -11,12 +11,6 @@ import (
 	"github.com/dgraph-io/ristretto/v2"
 )
 
-// CacheConfig is the token_cache of the configuration.
-type CacheConfig struct {
-	// MaxBytes is how much memory verified tokens may take, about. Default 64 MiB.
-	MaxBytes int64 `yaml:"max_bytes"`
-}
-
 // A Cache remembers verified tokens, so that most requests cost a hash and no
 // signature check. It may forget whenever it likes, and it does: nothing is
 // revoked by it or with it. It outlives reloads; each Verifier takes from it only
