@@ -117,21 +117,9 @@ func (v *Verifier) Verify(ctx context.Context, raw string, accept []string, now 
 	if refused := issuer.checkTimes(c, now); refused != nil {
 		return nil, refused
 	}
-	if !slices.Contains(issuer.cfg.Algorithms, t.alg) {
-		return nil, &Error{decision.TokenAlgorithm, fmt.Sprintf("alg %q is not among %q", clip(t.alg), issuer.cfg.Algorithms)}
-	}
-	key, keys, refused := issuer.keys.key(ctx, t, now)
+	keys, refused := v.authenticate(ctx, t, issuer, now, trace)
 	if refused != nil {
 		return nil, refused
-	}
-	if trace != nil {
-		trace.Add("keys", "kid %q is a key of %q, %s, refreshed %v ago", clip(key.kid), issuer.Name(), key.describe(), keys.age(now).Round(time.Second))
-	}
-	if refused := v.checkSignature(ctx, t, key); refused != nil {
-		return nil, refused
-	}
-	if trace != nil {
-		trace.Add("signature", "%s verifies", t.alg)
 	}
 	_, leeway := issuer.limits(c.IssuedAt)
 	v.cache.set(&entry{digest, c, keys.generation}, c.Expiry.Add(leeway).Sub(now))
@@ -219,6 +207,28 @@ func relative(t, now time.Time) string {
 	return fmt.Sprintf("%s (in %v)", text, d)
 }
 
+// authenticate holds the token against the issuer's algorithms and keys, and
+// returns the set whose key verified it. The payload is not looked at.
+func (v *Verifier) authenticate(ctx context.Context, t *parsed, issuer *Issuer, now time.Time, trace *decision.Trace) (*snapshot, *Error) {
+	if !slices.Contains(issuer.cfg.Algorithms, t.alg) {
+		return nil, &Error{decision.TokenAlgorithm, fmt.Sprintf("alg %q is not among %q", clip(t.alg), issuer.cfg.Algorithms)}
+	}
+	key, keys, refused := issuer.keys.key(ctx, t, now)
+	if refused != nil {
+		return nil, refused
+	}
+	if trace != nil {
+		trace.Add("keys", "kid %q is a key of %q, %s, refreshed %v ago", clip(key.kid), issuer.Name(), key.describe(), keys.age(now).Round(time.Second))
+	}
+	if refused := v.checkSignature(ctx, t, key); refused != nil {
+		return nil, refused
+	}
+	if trace != nil {
+		trace.Add("signature", "%s verifies", t.alg)
+	}
+	return keys, nil
+}
+
 // checkSignature is the only expensive step, so only so many run at once: a flood
 // of tokens with bad signatures must leave time for those who are known.
 func (v *Verifier) checkSignature(ctx context.Context, t *parsed, key *jwk) *Error {
@@ -252,24 +262,48 @@ type parsed struct {
 	signature []byte
 }
 
-// parse takes a compact JWS (RFC 7515 section 7.1) apart. There is one spelling
-// only of each token, up to its signature.
+// parse takes a token apart. There is one spelling only of each, up to its
+// signature.
 func parse(raw string) (*parsed, error) {
-	head, rest, _ := strings.Cut(raw, ".")
-	body, tail, ok := strings.Cut(rest, ".")
-	if !ok || strings.Contains(tail, ".") {
-		return nil, errors.New("not three segments")
-	}
-	header, err := decodePart(head)
+	t, body, err := open(raw)
 	if err != nil {
-		return nil, fmt.Errorf("header: %w", err)
+		return nil, err
 	}
-	t := &parsed{typ: "JWT", signed: raw[:len(head)+1+len(body)]}
-	if t.payload, err = decodePart(body); err != nil {
+	if t.payload, err = decodeObject(body); err != nil {
 		return nil, fmt.Errorf("payload: %w", err)
 	}
+	return t, nil
+}
+
+// open takes a compact JWS (RFC 7515 section 7.1) of any payload apart.
+func open(raw string) (t *parsed, body []byte, err error) {
+	head, rest, _ := strings.Cut(raw, ".")
+	middle, tail, ok := strings.Cut(rest, ".")
+	if !ok || strings.Contains(tail, ".") {
+		return nil, nil, errors.New("not three segments")
+	}
+	t = &parsed{signed: raw[:len(head)+1+len(middle)]}
+	text, err := decodeSegment(head)
+	if err != nil {
+		return nil, nil, fmt.Errorf("header: %w", err)
+	}
+	if err := t.readHeader(text); err != nil {
+		return nil, nil, fmt.Errorf("header: %w", err)
+	}
+	if body, err = decodeSegment(middle); err != nil {
+		return nil, nil, fmt.Errorf("payload: %w", err)
+	}
 	if t.signature, err = decodeSegment(tail); err != nil {
-		return nil, fmt.Errorf("signature: %w", err)
+		return nil, nil, fmt.Errorf("signature: %w", err)
+	}
+	return t, body, nil
+}
+
+// readHeader takes over what counts of the header.
+func (t *parsed) readHeader(text []byte) error {
+	header, err := decodeObject(text)
+	if err != nil {
+		return err
 	}
 	// Extensions that must be understood (RFC 7515 section 4.1.11), an unencoded
 	// payload (RFC 7797), compression, a token inside of a token: none is, and each
@@ -277,32 +311,25 @@ func parse(raw string) (*parsed, error) {
 	// that a token brings along prove nothing.
 	for _, name := range []string{"crit", "b64", "zip", "cty"} {
 		if _, ok := header[name]; ok {
-			return nil, fmt.Errorf("header: %s is not supported", name)
+			return fmt.Errorf("%s is not supported", name)
 		}
 	}
 	var isString bool
 	if t.alg, isString = header["alg"].(string); !isString {
-		return nil, errors.New("header: alg is missing or not a string")
+		return errors.New("alg is missing or not a string")
 	}
+	t.typ = "JWT"
 	if typ, ok := header["typ"]; ok {
 		if t.typ, isString = typ.(string); !isString {
-			return nil, errors.New("header: typ is not a string")
+			return errors.New("typ is not a string")
 		}
 	}
 	if kid, ok := header["kid"]; ok {
 		if t.kid, t.named = kid.(string); !t.named {
-			return nil, errors.New("header: kid is not a string")
+			return errors.New("kid is not a string")
 		}
 	}
-	return t, nil
-}
-
-func decodePart(segment string) (map[string]any, error) {
-	text, err := decodeSegment(segment)
-	if err != nil {
-		return nil, err
-	}
-	return decodeObject(text)
+	return nil
 }
 
 // textOrList reads a string or an array of strings.
