@@ -1,9 +1,10 @@
 module durward
 
-go 1.26.0
+go 1.26.4
 
 require (
 	github.com/MicahParks/jwkset v0.11.4
+	github.com/c2sp/wycheproof v0.0.0-20260902155932-3fa63dd0344a
 	github.com/coder/websocket v1.8.15
 	github.com/dgraph-io/ristretto/v2 v2.4.2
 	github.com/golang-jwt/jwt/v5 v5.3.1

@@ -162,13 +162,8 @@ func parseKey(text []byte) (jwk, error) {
 		return jwk{}, fmt.Errorf("kid %q: %w", clip(key.kid), err)
 	}
 	key.public = made.Key()
-	if public, ok := key.public.(*rsa.PublicKey); ok {
-		if bits := public.N.BitLen(); bits < 2048 || bits > 8192 {
-			return jwk{}, fmt.Errorf("kid %q: an RSA modulus of %d bits, not 2048 to 8192", clip(key.kid), bits)
-		}
-		if public.E < 3 || public.E%2 == 0 {
-			return jwk{}, fmt.Errorf("kid %q: the RSA exponent is %d", clip(key.kid), public.E)
-		}
+	if why := weakness(key.public); why != "" {
+		return jwk{}, fmt.Errorf("kid %q: %s", clip(key.kid), why)
 	}
 	if key.alg == "Ed25519" { // RFC 9864 section 2.2: the new name of EdDSA with this curve
 		key.alg = "EdDSA"
