@@ -246,7 +246,9 @@ var (
 	yamlUnknown = regexp.MustCompile(`^field (.*) not found in type (\S+)$`)
 	yamlType    = regexp.MustCompile("^cannot unmarshal !!(\\S+)(?: `(.*)`)? into (\\S+)$")
 	yamlParser  = regexp.MustCompile(`^did not find expected (?:<|node content|key$|'-' indicator|',' or)`)
-	yamlTwice   = regexp.MustCompile(`^mapping key "(.*)" already defined at line (\d+)$`)
+	// What yaml.v3 finds without keeping its place.
+	yamlAnywhere = regexp.MustCompile(`^(?:control characters are not allowed|(?:invalid|incomplete|unexpected) .*|!!binary value .*|unknown anchor .*|anchor '.*|document contains excessive aliasing|map merge requires .*)`)
+	yamlTwice    = regexp.MustCompile(`^mapping key "(.*)" already defined at line (\d+)$`)
 )
 
 // addYAML turns the decoder's errors into problems that name the remedy.
@@ -268,6 +270,8 @@ func (f *configFile) addYAML(err error) {
 		if m := yamlLine.FindStringSubmatch(text); m != nil {
 			p.Line, _ = strconv.Atoi(m[1])
 			p.Message = m[2]
+		} else if !yamlAnywhere.MatchString(p.Message) && !yamlParser.MatchString(p.Message) {
+			p.Line = 1 // yaml.v3 names no line where it is the first
 		}
 		if yamlParser.MatchString(p.Message) {
 			p.Line++ // yaml.v3 counts the lines of these from zero, unlike all others

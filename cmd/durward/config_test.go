@@ -105,34 +105,3 @@ func TestExampleIsComplete(t *testing.T) {
 	}
 	visit(reflect.TypeFor[Config]())
 }
-
-// Whatever the file says, loading it panics never and always names the file.
-func FuzzParse(f *testing.F) {
-	text, err := os.ReadFile(example)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(string(text))
-	f.Add("listen: 127.0.0.1:0\nroutes: [{name: a, upstream: 'http://a'}]\n")
-	f.Add("---\n---\n")
-	f.Add("routes:\n- allow: null\n")
-	f.Add("a: &a [*a]")
-	path := filepath.Join(f.TempDir(), "durward.yaml")
-	f.Fuzz(func(t *testing.T, text string) {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		b, wrong := load(path)
-		if (b == nil) == (wrong == nil) {
-			t.Fatalf("got %v and %v", b, wrong)
-		}
-		for _, p := range wrong {
-			if !strings.HasPrefix(p.Error(), path) || p.Message == "" {
-				t.Fatalf("a problem without place or text: %q", p.Error())
-			}
-		}
-		if b != nil {
-			b.cache.Close()
-		}
-	})
-}
