@@ -27,7 +27,7 @@ func filled(b *testing.B, n int) (*List, float64) {
 	now := time.Now()
 	for i := range n - 1 {
 		r := nth(i)
-		if err := l.Add([]Revocation{r}, now); err != nil {
+		if _, err := l.Add([]Revocation{r}, now); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -79,7 +79,7 @@ func BenchmarkAdd(b *testing.B) {
 		r := [1]Revocation{nth(i)}
 		i++
 		l.SetMaxEntries(i)
-		if err := l.Add(r[:], now); err != nil {
+		if _, err := l.Add(r[:], now); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -113,7 +113,7 @@ func BenchmarkState(b *testing.B) {
 		l.Source(name, time.Hour).Synced(now)
 	}
 	for b.Loop() {
-		if l.State(now) != Live {
+		if l.State("", now) != Live {
 			b.Fatal("not live")
 		}
 	}

@@ -252,18 +252,14 @@ func FuzzJournal(f *testing.F) {
 			for i := range held {
 				got.put(&held[i], 1<<31)
 			}
-			for i := range want.shards {
-				for kind := range want.shards[i].denials {
-					for id := range want.shards[i].denials[kind] {
-						if until, _ := got.find(token.Kind(kind), id); until == 0 {
-							t.Fatalf("%s, %q lost a denial", when, b)
-						}
-					}
+			for d := range want.Denials() {
+				if until, _ := got.find(d.Kind, d.ID); until == 0 {
+					t.Fatalf("%s, %q lost a denial", when, b)
 				}
-				for id, c := range want.shards[i].cutoffs {
-					if _, kept := got.find(c.kind, id); kept.latest() < c.latest() {
-						t.Fatalf("%s, %q lost a cutoff: %+v became %+v", when, b, c, kept)
-					}
+			}
+			for c := range want.Cutoffs() {
+				if _, kept := got.find(c.Kind, c.ID); kept.latest() < c.latest() {
+					t.Fatalf("%s, %q lost a cutoff: %+v became %+v", when, b, c, kept)
 				}
 			}
 		}

@@ -24,7 +24,7 @@ func TestLastRun(t *testing.T) {
 		l := New(10)
 		l.LastRun(c.last)
 		l.SetIssuers(Issuers{{URL: "https://other.test", MaxLifetime: time.Hour}})
-		if err := l.Add([]Revocation{line}, ahead); err != nil {
+		if _, err := l.Add([]Revocation{line}, ahead); err != nil {
 			t.Fatal(err)
 		}
 		l.Sweep(ahead)

@@ -57,7 +57,7 @@ type List struct {
 type shard struct {
 	mu      sync.RWMutex
 	denials [token.KindSession + 1]map[token.ID]uint32 // by kind: when it may be forgotten, in seconds since 1970
-	cutoffs map[token.ID]cutoffs
+	cutoffs map[token.ID]Cutoff
 }
 
 // New is an empty list that takes at most maxEntries entries. Its state is Live:
@@ -117,7 +117,7 @@ func (l *List) Check(c *token.Claims, _ time.Time) token.Kind {
 
 // find is what is held for one identity: when its denial may be forgotten, 0 if
 // there is none, and its cutoffs.
-func (l *List) find(kind token.Kind, id token.ID) (until uint32, cs cutoffs) {
+func (l *List) find(kind token.Kind, id token.ID) (until uint32, cs Cutoff) {
 	s := l.shard(id)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -143,10 +143,10 @@ type Entry struct {
 // revoked where the token is not.
 func (l *List) Lookup(kind token.Kind, issuer, value string) (Entry, bool) {
 	until, cs := l.find(kind, token.Identify(kind, issuer, value))
-	if until == 0 && cs.until == 0 {
+	if until == 0 && cs.Until == 0 {
 		return Entry{}, false
 	}
-	e := Entry{Kind: kind, Until: time.Unix(int64(max(until, cs.until)), 0).UTC()}
+	e := Entry{Kind: kind, Until: time.Unix(int64(max(until, cs.Until)), 0).UTC()}
 	if until == 0 {
 		e.Before = time.Unix(cs.latest(), 0).UTC()
 	}
@@ -156,29 +156,43 @@ func (l *List) Lookup(kind token.Kind, issuer, value string) (Entry, bool) {
 // Add adds what this gateway itself accepted. Once it returns, no request with
 // such a token passes. An error wraps ErrFull: what fits was added all the same,
 // and entries that are held already can always be raised.
-func (l *List) Add(rs []Revocation, now time.Time) error {
-	_, err := l.apply(rs, now)
-	return err
+//
+// The news are those that others may not know: they refuse what was not refused
+// before, or their own Expiry keeps what is held for longer. Saying a thing again
+// later, which by itself keeps it longer too, is no news, lest gateways that pass
+// on their news to each other never come to rest.
+func (l *List) Add(rs []Revocation, now time.Time) (news []Revocation, err error) {
+	news, _, err = l.apply(rs, now)
+	return news, err
 }
 
 // apply adds revocations and counts those that did not fit.
-func (l *List) apply(rs []Revocation, now time.Time) (left int, err error) {
-	past, _ := l.clocks(now)
+func (l *List) apply(rs []Revocation, now time.Time) (news []Revocation, left int, err error) {
+	past := l.past(now)
 	defer l.tell()
 	for i := range rs {
 		until := saturate(l.Retention(rs[i], now))
-		if int64(until) < past.Unix() {
+		if until < past {
 			continue // nothing that it covers can be accepted any more
 		}
-		if !l.put(&rs[i], until) {
+		fresh, ok := l.put(&rs[i], until)
+		switch {
+		case !ok:
 			left++
+		case fresh:
+			news = append(news, rs[i])
 		}
 	}
-	if left > 0 {
-		return left, fmt.Errorf("%w: %d of %d revocations do not fit beside the %d entries held; raise denylist.max_entries (%d)",
-			ErrFull, left, len(rs), l.total.Load(), l.max.Load())
+	return news, left, l.fit(left, len(rs))
+}
+
+// fit is the error of having left out some.
+func (l *List) fit(left, of int) error {
+	if left == 0 {
+		return nil
 	}
-	return 0, nil
+	return fmt.Errorf("%w: %d of %d revocations do not fit beside the %d entries held; raise denylist.max_entries (%d)",
+		ErrFull, left, of, l.total.Load(), l.max.Load())
 }
 
 // Changed delivers something after revocations were added, for one reader: several
@@ -192,33 +206,57 @@ func (l *List) tell() {
 	}
 }
 
-func (l *List) put(r *Revocation, until uint32) bool {
+// put stores one revocation. It is fresh if it is news, and not ok if it does not
+// fit.
+func (l *List) put(r *Revocation, until uint32) (fresh, ok bool) {
 	id := token.Identify(r.Kind, r.Issuer, r.Value)
+	var held uint32
+	if r.Denial() {
+		held, fresh, ok = l.deny(r.Kind, id, until)
+	} else {
+		held, fresh, ok = l.cut(r.Kind, id, until, newCutoff(r))
+	}
+	return fresh || ok && saturate(r.Expiry) > held, ok
+}
+
+// deny stores a denial, and says until when one was held already.
+func (l *List) deny(kind token.Kind, id token.ID, until uint32) (held uint32, fresh, ok bool) {
 	s := l.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.Denial() {
-		held, ok := s.denials[r.Kind][id]
-		if !ok && !l.reserve(&l.denials[r.Kind]) {
-			return false
-		}
-		if s.denials[r.Kind] == nil {
-			s.denials[r.Kind] = make(map[token.ID]uint32)
-		}
-		s.denials[r.Kind][id] = max(held, until)
-		return true
+	held, old := s.denials[kind][id]
+	if !old && !l.reserve(&l.denials[kind]) {
+		return 0, false, false
 	}
-	held, ok := s.cutoffs[id]
-	if !ok && !l.reserve(&l.cutoffs[r.Kind]) {
-		return false
+	if s.denials[kind] == nil {
+		s.denials[kind] = make(map[token.ID]uint32)
+	}
+	s.denials[kind][id] = max(held, until)
+	return held, !old, true
+}
+
+// cut stores cutoffs, and says until when others were held already. It is fresh
+// if they refuse what those do not.
+func (l *List) cut(kind token.Kind, id token.ID, until uint32, more ...ExceptedCutoff) (before uint32, fresh, ok bool) {
+	s := l.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	held, old := s.cutoffs[id]
+	if !old && !l.reserve(&l.cutoffs[kind]) {
+		return 0, false, false
 	}
 	if s.cutoffs == nil {
-		s.cutoffs = make(map[token.ID]cutoffs)
+		s.cutoffs = make(map[token.ID]Cutoff)
 	}
-	held = held.with(newCutoff(r))
-	held.kind, held.until = r.Kind, max(held.until, until)
+	before = held.Until
+	for _, c := range more {
+		if !held.cover(c) {
+			held, fresh = held.with(c), true
+		}
+	}
+	held.Kind, held.ID, held.Until = kind, id, max(before, until)
 	s.cutoffs[id] = held
-	return true
+	return before, fresh, true
 }
 
 // reserve takes room for one entry and counts it.
@@ -287,6 +325,12 @@ func (l *List) clocks(now time.Time) (earlier, later time.Time) {
 	return earlier, later
 }
 
+// past is what retention must not lie before, in seconds since 1970.
+func (l *List) past(now time.Time) uint32 {
+	earlier, _ := l.clocks(now)
+	return uint32(min(max(earlier.Unix(), 0), math.MaxUint32))
+}
+
 // saturate is a time in seconds since 1970, rounded up; past 2106 it is the
 // largest number, which Sweep takes for never.
 func saturate(t time.Time) uint32 {
@@ -300,8 +344,7 @@ func saturate(t time.Time) uint32 {
 // Sweep drops what may be forgotten and counts it. Readers wait only for the
 // deletions: what is to go is looked for beside them.
 func (l *List) Sweep(now time.Time) (dropped int) {
-	earlier, _ := l.clocks(now)
-	past := uint32(min(max(earlier.Unix(), 0), math.MaxUint32))
+	past := l.past(now)
 	for i := range l.shards {
 		dropped += l.sweep(&l.shards[i], past)
 	}
@@ -320,7 +363,7 @@ func (l *List) sweep(s *shard, past uint32) (dropped int) {
 		}
 	}
 	for id, c := range s.cutoffs {
-		if c.until < past {
+		if c.Until < past {
 			cutoffs = append(cutoffs, id)
 		}
 	}
@@ -338,9 +381,9 @@ func (l *List) sweep(s *shard, past uint32) (dropped int) {
 		}
 	}
 	for _, id := range cutoffs {
-		if c := s.cutoffs[id]; c.until < past {
+		if c := s.cutoffs[id]; c.Until < past {
 			delete(s.cutoffs, id)
-			l.release(&l.cutoffs[c.kind])
+			l.release(&l.cutoffs[c.Kind])
 			dropped++
 		}
 	}
@@ -380,6 +423,13 @@ func (l *List) Stats() Stats {
 	return st
 }
 
+// Near is whether so much of the room is taken, four fifths, that somebody should
+// raise the limit before the list is full.
+func (l *List) Near() bool {
+	limit := l.max.Load()
+	return l.total.Load() >= limit-limit/5
+}
+
 // Source registers a feed, which then has a say in State: until it is in step the
 // list is not Live.
 func (l *List) Source(name string, lease time.Duration) *Source {
@@ -417,11 +467,14 @@ func (l *List) Remove(s *Source) {
 // changes it.
 func (l *List) Sources() []*Source { return *l.sources.Load() }
 
-// State is the state of the source that vouches for the least; Live without one.
-func (l *List) State(now time.Time) State {
+// State is how far the list may be trusted to know what was revoked for the
+// issuer, "" for all of them: the state of the source that vouches for the least;
+// Live without one. A live source that cannot vouch for the issuer counts as Stale.
+// It takes no lock and allocates nothing.
+func (l *List) State(issuer string, now time.Time) State {
 	worst := Live
 	for _, s := range l.Sources() {
-		if state := s.State(now); state.worse(worst) {
+		if state := s.now.Load().stateFor(issuer, now); state.worse(worst) {
 			worst = state
 		}
 	}

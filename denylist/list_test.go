@@ -53,7 +53,7 @@ func parse(t testing.TB, lines ...string) []Revocation {
 
 func add(t testing.TB, l *List, lines ...string) {
 	t.Helper()
-	if err := l.Add(parse(t, lines...), time.Now()); err != nil {
+	if _, err := l.Add(parse(t, lines...), time.Now()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -212,8 +212,8 @@ func TestCutoffsAreORed(t *testing.T) {
 					t.Errorf("%s (%s): refused is %v, want %v", tt.name, order, got, tt.refused)
 				}
 				_, cs := l.find(token.KindSubject, token.Identify(token.KindSubject, corp, "alice"))
-				if len(cs.excepted) != tt.pairs {
-					t.Errorf("%s (%s): %d cutoffs with exceptions are kept, want %d", tt.name, order, len(cs.excepted), tt.pairs)
+				if len(cs.Excepted) != tt.pairs {
+					t.Errorf("%s (%s): %d cutoffs with exceptions are kept, want %d", tt.name, order, len(cs.Excepted), tt.pairs)
 				}
 			}
 		}
@@ -298,7 +298,7 @@ func TestDenialWhileClockIsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newList(10)
 		back := time.Now().Add(-20 * time.Hour)
-		if err := l.Add(parse(t, `{"jti":"a"}`), back); err != nil {
+		if _, err := l.Add(parse(t, `{"jti":"a"}`), back); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(24 * time.Hour)
@@ -330,7 +330,7 @@ func TestPastRetentionIsNotStored(t *testing.T) {
 		s := l.Source("f", time.Second)
 		now := time.Now()
 		rs := parse(t, fmt.Sprintf(`{"sub":"a","before":%d}`, now.Unix()-100000), fmt.Sprintf(`{"sub":"b","before":%d}`, now.Unix()-1000))
-		if err := s.Apply(rs, now); err != nil {
+		if _, err := s.Apply(rs, now); err != nil {
 			t.Fatal(err)
 		}
 		if st := l.Stats(); st.Total != 1 {
@@ -368,7 +368,7 @@ func TestFullNeverEvicts(t *testing.T) {
 	l := newList(2)
 	now := time.Now()
 	c := tokens(t, corp)(map[string]any{"sub": "alice", "jti": "c", "iat": now.Unix() - 5})
-	err := l.Add(parse(t, `{"jti":"a"}`, fmt.Sprintf(`{"sub":"alice","before":%d}`, now.Unix()-10), `{"jti":"c"}`, `{"jti":"d"}`), now)
+	_, err := l.Add(parse(t, `{"jti":"a"}`, fmt.Sprintf(`{"sub":"alice","before":%d}`, now.Unix()-10), `{"jti":"c"}`, `{"jti":"d"}`), now)
 	if !errors.Is(err, ErrFull) {
 		t.Fatalf("got %v, want %v", err, ErrFull)
 	}
@@ -393,7 +393,7 @@ func TestFullNeverEvicts(t *testing.T) {
 	}
 	l.SetMaxEntries(3)
 	add(t, l, `{"jti":"c"}`)
-	if err := New(0).Add(parse(t, `{"jti":"a"}`), now); !errors.Is(err, ErrFull) {
+	if _, err := New(0).Add(parse(t, `{"jti":"a"}`), now); !errors.Is(err, ErrFull) {
 		t.Errorf("a list without room: %v", err)
 	}
 }
@@ -449,7 +449,7 @@ func TestNoFalseNegatives(t *testing.T) {
 						{Issuer: partner, Kind: token.KindToken, Value: v},
 						{Issuer: partner, Kind: token.KindSubject, Value: v, Before: now},
 					}
-					if err := l.Add(rs, now); err != nil {
+					if _, err := l.Add(rs, now); err != nil {
 						t.Error(err)
 						return
 					}

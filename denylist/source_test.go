@@ -17,7 +17,7 @@ func TestZeroStateIsCold(t *testing.T) {
 func TestSourceStates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newList(10)
-		if got := l.State(time.Now()); got != Live {
+		if got := l.State("", time.Now()); got != Live {
 			t.Errorf("without a source: %v, want live", got)
 		}
 		s := l.Source("f", 5*time.Second)
@@ -26,7 +26,7 @@ func TestSourceStates(t *testing.T) {
 			if got := s.State(time.Now()); got != want {
 				t.Errorf("%s: %v, want %v", when, got, want)
 			}
-			if got := l.State(time.Now()); got != want {
+			if got := l.State("", time.Now()); got != want {
 				t.Errorf("%s: the list is %v, want %v", when, got, want)
 			}
 		}
@@ -82,25 +82,25 @@ func TestWorstSourceCounts(t *testing.T) {
 		a, b := l.Source("a", time.Second), l.Source("b", time.Minute)
 		a.Synced(time.Now())
 		b.Synced(time.Now())
-		if got := l.State(time.Now()); got != Live {
+		if got := l.State("", time.Now()); got != Live {
 			t.Errorf("both live: %v", got)
 		}
 		time.Sleep(2 * time.Second)
-		if got := l.State(time.Now()); got != Stale {
+		if got := l.State("", time.Now()); got != Stale {
 			t.Errorf("one stale: %v", got)
 		}
 		// A route that lets pass while stale must not let pass while one feed never came.
 		c := l.Source("c", time.Minute)
-		if got := l.State(time.Now()); got != Cold {
+		if got := l.State("", time.Now()); got != Cold {
 			t.Errorf("one stale, one cold: %v", got)
 		}
 		c.Begin()
-		if got := l.State(time.Now()); got != Syncing {
+		if got := l.State("", time.Now()); got != Syncing {
 			t.Errorf("one stale, one syncing: %v", got)
 		}
 		l.Remove(c)
 		l.Remove(a)
-		if got := l.State(time.Now()); got != Live {
+		if got := l.State("", time.Now()); got != Live {
 			t.Errorf("those removed: %v", got)
 		}
 		if got := l.Sources(); len(got) != 1 || got[0] != b || b.Name() != "b" {
@@ -121,12 +121,12 @@ func TestFullIsStaleUntilReadAgain(t *testing.T) {
 		}
 	}
 	s.Begin()
-	if err := s.Apply(rs[:1], now); err != nil {
+	if _, err := s.Apply(rs[:1], now); err != nil {
 		t.Fatal(err)
 	}
 	s.Synced(now)
 	expect("while it fits", Live)
-	if err := s.Apply(rs, now); !errors.Is(err, ErrFull) {
+	if _, err := s.Apply(rs, now); !errors.Is(err, ErrFull) {
 		t.Fatalf("got %v, want %v", err, ErrFull)
 	}
 	expect("full", Stale)
@@ -135,21 +135,21 @@ func TestFullIsStaleUntilReadAgain(t *testing.T) {
 	}
 	s.Synced(now)
 	expect("a sign of life does not make room", Stale)
-	if err := s.Apply(rs[:1], now); err != nil {
+	if _, err := s.Apply(rs[:1], now); err != nil {
 		t.Fatal(err)
 	}
 	s.Synced(now)
 	expect("nor do other lines", Stale)
 	s.Begin()
 	expect("while it reads again", Stale)
-	if err := s.Apply(rs, now); err == nil {
+	if _, err := s.Apply(rs, now); err == nil {
 		t.Fatal("there is room")
 	}
 	s.Synced(now)
 	expect("read again in vain", Stale)
 	l.SetMaxEntries(2)
 	s.Begin()
-	if err := s.Apply(rs, now); err != nil {
+	if _, err := s.Apply(rs, now); err != nil {
 		t.Fatal(err)
 	}
 	expect("until it is through", Stale)
@@ -162,7 +162,7 @@ func TestFullBeforeInStepIsSyncing(t *testing.T) {
 	l := newList(0)
 	s := l.Source("f", time.Minute)
 	s.Begin()
-	_ = s.Apply(parse(t, `{"jti":"a"}`), time.Now())
+	_, _ = s.Apply(parse(t, `{"jti":"a"}`), time.Now())
 	s.Synced(time.Now())
 	if got := s.State(time.Now()); got != Syncing {
 		t.Errorf("got %v, want syncing", got)
@@ -174,21 +174,57 @@ func TestCandidate(t *testing.T) {
 	l := newList(10)
 	now := time.Now()
 	s := l.Candidate("f", time.Minute)
-	if got := l.State(now); got != Live {
+	if got := l.State("", now); got != Live {
 		t.Errorf("with a cold candidate: %v, want live", got)
 	}
-	if err := s.Apply(parse(t, `{"jti":"a"}`), now); err != nil {
+	if _, err := s.Apply(parse(t, `{"jti":"a"}`), now); err != nil {
 		t.Fatal(err)
 	}
 	if l.Check(tokens(t, corp)(map[string]any{"jti": "a"}), now) == 0 {
 		t.Error("what a candidate told is not enforced")
 	}
 	l.Join(s)
-	if got := l.State(now); got != Cold {
+	if got := l.State("", now); got != Cold {
 		t.Errorf("joined before it is in step: %v, want cold", got)
 	}
 	s.Synced(now)
-	if got := l.State(now); got != Live {
+	if got := l.State("", now); got != Live {
 		t.Errorf("joined and in step: %v, want live", got)
 	}
+}
+
+// A source that revoked something in a way that this version does not know cannot
+// vouch for that issuer, and for no other reason for another.
+func TestMarkedIssuer(t *testing.T) {
+	l := newList(10)
+	now := time.Now()
+	s, other := l.Source("f", time.Minute), l.Source("g", time.Minute)
+	s.Begin()
+	other.Synced(now)
+	s.MarkIssuer(corp, true)
+	expect := func(when string, corps, partners, whole State) {
+		t.Helper()
+		for issuer, want := range map[string]State{corp: corps, partner: partners, "": whole} {
+			if got := l.State(issuer, now); got != want {
+				t.Errorf("%s: %q is %v, want %v", when, issuer, got, want)
+			}
+		}
+	}
+	expect("marked while it syncs", Syncing, Syncing, Syncing)
+	s.Synced(now)
+	expect("in step", Stale, Live, Stale)
+	if got := s.Status(now); got.State != Live || len(got.Marked) != 1 || got.Marked[0] != corp {
+		t.Errorf("in step: %+v", got)
+	}
+	s.MarkIssuer(corp, true)
+	s.MarkIssuer(partner, false)
+	s.MarkIssuer(corp, false)
+	expect("no more", Live, Live, Live)
+	s.MarkIssuer(partner, true)
+	if n := testing.AllocsPerRun(100, func() { l.State(partner, now) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	expect("the other one", Live, Stale, Stale)
+	l.Remove(s)
+	expect("without the source", Live, Live, Live)
 }

@@ -305,7 +305,7 @@ func (s *Snapshot) checkDenied(rec *decision.Record, c *token.Claims, allowStale
 		rec.Refuse(decision.Revoked, "revoked by "+kind.String())
 		return false
 	}
-	state := s.Denied.State(rec.Time)
+	state := s.Denied.State(c.Issuer.URL(), rec.Time)
 	if rec.Trace != nil {
 		rec.Trace.Add("denylist", "no rule matches; the list is %s", state)
 	}

@@ -208,7 +208,7 @@ func (g *gateway) serveStatus(w http.ResponseWriter, _ *http.Request) {
 		"version": version, "generation": b.snapshot.Generation, "ready": g.ready.Load(), "draining": g.draining.Load(),
 		"issuers": issuers, "feeds": feeds, "routes": routes, "warnings": warnings,
 		"denylist": map[string]any{
-			"state": g.list.State(now).String(), "entries": entries, "total": stats.Total, "max_entries": stats.Max, "bytes": stats.Bytes,
+			"state": g.list.State("", now).String(), "entries": entries, "total": stats.Total, "max_entries": stats.Max, "bytes": stats.Bytes,
 			"revoking": g.journal != nil,
 		},
 		"token_cache": map[string]uint64{"hits": hits, "misses": misses},
@@ -318,7 +318,7 @@ func (g *gateway) revoke(rs []denylist.Revocation, now time.Time) error {
 		kept[i] = r
 		kept[i].Expiry = g.list.Retention(r, now)
 	}
-	if err := g.list.Add(rs, now); err != nil {
+	if _, err := g.list.Add(rs, now); err != nil {
 		g.log.Error("a revocation could not be applied", "error", err)
 		return err
 	}
@@ -371,7 +371,7 @@ func (g *gateway) serveRevocationsCheck(w http.ResponseWriter, r *http.Request) 
 		return
 	}
 	entry, revoked := g.list.Lookup(kind, issuer, value)
-	answer := map[string]any{"revoked": revoked, "kind": kind.String(), "state": g.list.State(time.Now()).String()}
+	answer := map[string]any{"revoked": revoked, "kind": kind.String(), "state": g.list.State(issuer, time.Now()).String()}
 	if revoked {
 		answer["until"] = entry.Until.UTC()
 		if !entry.Before.IsZero() {

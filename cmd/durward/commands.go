@@ -150,7 +150,7 @@ func (c *command) catchUp(ctx context.Context, b *built) {
 			fmt.Fprintf(c.stderr, "no journal in %s: if the gateway keeps its state elsewhere (state_dir, $STATE_DIRECTORY), what was revoked through it is not seen here\n", b.config.StateDir)
 		}
 		if err == nil {
-			err = list.Add(held, now)
+			_, err = list.Add(held, now)
 		}
 		if err != nil {
 			fmt.Fprintf(c.stderr, "journal: %v\n", err)

@@ -167,7 +167,7 @@ func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
 		}
 		// What was promised is kept, whatever the limit says now; use sets it.
 		g.list.SetMaxEntries(math.MaxInt)
-		if err := g.list.Add(held, time.Now()); err != nil {
+		if _, err := g.list.Add(held, time.Now()); err != nil {
 			return nil, fmt.Errorf("replay the journal: %w", err)
 		}
 	}

@@ -169,7 +169,7 @@ func (r *reader) apply(f *os.File, now time.Time) (*remarks, error) {
 		stuck bool  // progress cannot be told from here on
 	)
 	flush := func() {
-		if err := r.source.Apply(rs, now); err != nil && full == nil {
+		if _, err := r.source.Apply(rs, now); err != nil && full == nil {
 			full = err
 		}
 		rs = rs[:0]

@@ -381,7 +381,7 @@ func TestRun(t *testing.T) {
 			t.Helper()
 			time.Sleep(after)
 			synctest.Wait()
-			if got := r.list.State(time.Now()); got != want {
+			if got := r.list.State("", time.Now()); got != want {
 				t.Errorf("%s: %v, want %v", when, got, want)
 			}
 		}
