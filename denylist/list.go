@@ -47,6 +47,7 @@ type List struct {
 	sources atomic.Pointer[[]*Source]
 	joining sync.Mutex // held to change sources
 
+	version atomic.Uint64 // how often something may have been added
 	changed chan struct{} // holds one when something was added and nobody looked yet
 }
 
@@ -199,7 +200,11 @@ func (l *List) fit(left, of int) error {
 // additions may count as one. What it was, the reader finds out with Check.
 func (l *List) Changed() <-chan struct{} { return l.changed }
 
+// Version is another number after something was added.
+func (l *List) Version() uint64 { return l.version.Load() }
+
 func (l *List) tell() {
+	l.version.Add(1)
 	select {
 	case l.changed <- struct{}{}:
 	default: // it was told and has not looked yet

@@ -30,6 +30,12 @@ const (
 	year9999 = 253370764800 // 9999-01-01T00:00:00Z; times from here on are taken for milliseconds
 )
 
+// Errors of Parse that say more than that the line is wrong wrap these.
+var (
+	ErrUnknownMember = errors.New("unknown member")
+	ErrUnknownIssuer = errors.New("is not a configured issuer")
+)
+
 // A Revocation is one line of a feed, parsed and valid. Only [Parse], the
 // journal, and code that holds a verified token make one.
 type Revocation struct {
@@ -108,7 +114,7 @@ func Parse(line []byte, issuers Issuers, now time.Time, fill bool) (Revocation, 
 	}
 	limits, ok := issuers.find(r.Issuer)
 	if !ok {
-		return Revocation{}, fmt.Errorf("iss %q is not a configured issuer; it must equal one byte for byte", r.Issuer)
+		return Revocation{}, fmt.Errorf("iss %q %w; it must equal one byte for byte", r.Issuer, ErrUnknownIssuer)
 	}
 	if r.Denial() && !r.identity() {
 		if !fill || r.Kind == token.KindIssuer {
@@ -161,7 +167,7 @@ func read(line []byte) (Revocation, error) {
 		}
 		i := slices.Index(names[:], name)
 		if i < 0 {
-			return Revocation{}, fmt.Errorf("unknown member %q; known are %s", name, strings.Join(names[:], ", "))
+			return Revocation{}, fmt.Errorf("%w %q; known are %s", ErrUnknownMember, name, strings.Join(names[:], ", "))
 		}
 		if seen[i] {
 			return Revocation{}, fmt.Errorf("%s is given twice", name)

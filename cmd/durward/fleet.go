@@ -1,0 +1,454 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"durward/denylist"
+	"durward/denylist/filefeed"
+	"durward/denylist/httpfeed"
+)
+
+// A fleet is what a gateway has to do with others: what it publishes and hands on
+// as a hub, what it forwards to one, and the snapshot from which it starts again.
+type fleet struct {
+	log     *slog.Logger
+	list    *denylist.List
+	records *denylist.Log    // nil: this gateway is no hub
+	writer  *denylist.Writer // nil: this gateway is no hub
+	signing ed25519.PrivateKey
+	path    string // of the snapshot; "" without a state directory
+	broken  string // why the snapshot of the last run could not be used
+
+	restored map[string][]denylist.Place // by feed: where the last run stood
+	hub      forwarding
+}
+
+const snapshotFile = "denylist.snapshot"
+
+// newFleet restores the snapshot into the list, and begins to write if this
+// gateway is a hub. The list takes whatever it holds: what was enforced is.
+func newFleet(b *built, list *denylist.List, log *slog.Logger, now time.Time) *fleet {
+	d := b.config.Denylist
+	f := &fleet{log: log, list: list, signing: b.signing}
+	own := denylist.Head{Source: "durward-" + strings.ToLower(rand.Text()[:10])}
+	if b.config.StateDir != "" {
+		f.path = filepath.Join(b.config.StateDir, snapshotFile)
+		s, err := denylist.OpenSnapshot(f.path, nil)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			f.lose(err)
+		default:
+			defer s.Close()
+			if _, err := s.Restore(list, true); err != nil {
+				f.lose(err)
+				break
+			}
+			f.restored = s.Feeds
+			// A source and its key are one: with another key it is another source.
+			if s.Own != nil && s.Own.Signer == denylist.Signer(f.signing) {
+				own = s.Own.Head
+			}
+			log.Info("the snapshot of the denylist was restored", "entries", list.Stats().Total, "made", s.Made)
+		}
+	}
+	if d.ServeFeed != nil {
+		f.records = denylist.NewLog()
+		f.writer = denylist.NewWriter(f.records, f.signing, own, list.Stats().Total > 0, now)
+	}
+	return f
+}
+
+func (f *fleet) lose(err error) {
+	f.broken = err.Error()
+	f.log.Error("the snapshot of the denylist cannot be used; what it held and no feed says again is not enforced", "error", err)
+}
+
+// publish hands on what this gateway learned from its operators and its files.
+func (f *fleet) publish(news []denylist.Revocation) {
+	if f.writer != nil && len(news) > 0 {
+		f.writer.Publish(news, time.Now())
+	}
+}
+
+// save writes the snapshot if something was added since the last one.
+func (f *fleet) save(feeds map[string]*feed, saved *uint64) {
+	version := f.list.Version()
+	if f.path == "" || version == *saved {
+		return
+	}
+	// The places first: what is added meanwhile may be part of it or not.
+	header := denylist.SnapshotHeader{Made: time.Now().UTC(), Feeds: map[string][]denylist.Place{}}
+	for name, feed := range feeds {
+		if feed.follower != nil {
+			header.Feeds[name] = feed.follower.Places()
+		}
+	}
+	if f.writer != nil {
+		own := f.writer.Place()
+		header.Own = &own
+	}
+	if err := denylist.SaveSnapshot(f.path, f.list, header); err != nil {
+		f.log.Error("the snapshot of the denylist cannot be written; a restart will know less until the feeds are read", "error", err)
+		return
+	}
+	*saved = version
+}
+
+// keep writes snapshots, gives signs of life as a hub, and says when the list is
+// nearly full, until the context ends; then it writes the last snapshot.
+func (g *gateway) keep(ctx context.Context) {
+	const saveEvery = time.Minute
+	f := g.fleet
+	var saved uint64
+	next := time.Now().Add(saveEvery)
+	near := false
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	var saving sync.WaitGroup
+	busy := make(chan struct{}, 1)
+	f.beat(time.Now())
+	for {
+		select {
+		case <-ctx.Done():
+			saving.Wait()
+			f.save(*g.following.Load(), &saved)
+			return
+		case now := <-t.C:
+			f.beat(now)
+			if now.After(next) {
+				next = now.Add(saveEvery)
+				select {
+				case busy <- struct{}{}: // a large list takes a while, and signs of life do not wait
+					saving.Go(func() {
+						f.save(*g.following.Load(), &saved)
+						<-busy
+					})
+				default:
+				}
+			}
+			if was := near; g.list.Near() != was {
+				near = !was
+				if near {
+					f.log.Error("the denylist is nearly full; raise denylist.max_entries before revocations cannot be taken", "entries", g.list.Stats().Total, "max_entries", g.list.Stats().Max)
+				} else {
+					f.log.Info("the denylist has room again", "entries", g.list.Stats().Total)
+				}
+			}
+		}
+	}
+}
+
+// beat gives a sign of life if this gateway knows itself what it should: whoever
+// is not in step with its own feeds vouches for nothing.
+func (f *fleet) beat(now time.Time) {
+	if f.writer == nil {
+		return
+	}
+	for _, source := range f.list.Sources() {
+		if source.State(now) != denylist.Live {
+			return
+		}
+	}
+	f.writer.Beat(now)
+}
+
+// whole is why a snapshot for others would lack something.
+func (g *gateway) whole() error {
+	for name, f := range *g.following.Load() {
+		if f.follower != nil && !f.follower.Whole() {
+			return fmt.Errorf("this hub does not hold all that feed %q said (unknown issuers or kinds, or mass: false); follow another hub, or configure its issuers here", name)
+		}
+	}
+	return nil
+}
+
+// A feed is a followed source of revocations.
+type feed struct {
+	config   FeedConfig
+	source   *denylist.Source
+	stop     context.CancelFunc
+	follower *denylist.Follower // nil: a file
+	http     *httpfeed.Feed     // nil: a file
+}
+
+// follow starts to read a feed; it has no say yet.
+func (g *gateway) follow(ctx context.Context, config FeedConfig, b *built) *feed {
+	life, stop := context.WithCancel(ctx)
+	f := &feed{config: config, source: g.list.Candidate(config.Name, b.config.Denylist.Lease), stop: stop}
+	if config.HTTP == nil {
+		g.run(func() { filefeed.Run(life, config.File, g.list, f.source, g.fleet.publish, g.log) })
+		return f
+	}
+	if err := f.open(g.list, b, g.fleet.records, g.fleet.restored[config.Name], g.metrics.Applied, g.log); err != nil {
+		f.source.Failed(err) // it was checked a moment ago; what changed since shows where the state does
+		return f
+	}
+	g.run(func() { f.http.Run(life) })
+	return f
+}
+
+// open makes the parts of an HTTP feed.
+func (f *feed) open(list *denylist.List, b *built, records *denylist.Log, at []denylist.Place, delay func(time.Duration), log *slog.Logger) (err error) {
+	f.follower = denylist.NewFollower(denylist.FollowerConfig{
+		List: list, Source: f.source, Keys: b.sourceKeys, Mass: f.config.Mass == nil || *f.config.Mass, Log: records, Delay: delay, Lines: log,
+	})
+	f.follower.Resume(at)
+	f.http, err = httpfeed.New(*f.config.HTTP, f.follower, list, f.source, b.config.StateDir, log)
+	return err
+}
+
+// A forwarding hands what was revoked here to a hub, sooner or later.
+type forwarding struct {
+	mu      sync.Mutex
+	feed    *httpfeed.Feed // nil: nothing is forwarded
+	pending [][]byte       // lines that no hub has taken yet, oldest first
+}
+
+// maxPending bounds what waits for a hub; what is older is in the journal, and is
+// forwarded at the next start.
+const maxPending = 1_000_000
+
+func (f *forwarding) use(feed *httpfeed.Feed) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.feed = feed
+}
+
+// now forwards revocations, or leaves them for later. It is false if no hub is
+// configured.
+func (f *forwarding) now(ctx context.Context, rs []denylist.Revocation) (configured bool, err error) {
+	f.mu.Lock()
+	feed := f.feed
+	f.mu.Unlock()
+	if feed == nil {
+		return false, nil
+	}
+	if err := feed.Forward(ctx, lines(rs)); err != nil {
+		f.later(lines(rs))
+		return true, err
+	}
+	return true, nil
+}
+
+func lines(rs []denylist.Revocation) [][]byte {
+	all := make([][]byte, len(rs))
+	for i, r := range rs {
+		all[i] = r.Line()
+	}
+	return all
+}
+
+func (f *forwarding) later(lines [][]byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pending = append(f.pending, lines[:min(len(lines), max(0, maxPending-len(f.pending)))]...)
+}
+
+// run forwards what was left for later, until the context ends.
+func (f *forwarding) run(ctx context.Context, log *slog.Logger) {
+	const batch = 1000
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		f.mu.Lock()
+		feed, lines := f.feed, slices.Clone(f.pending[:min(batch, len(f.pending))])
+		f.mu.Unlock()
+		if feed == nil || len(lines) == 0 {
+			continue
+		}
+		if err := feed.Forward(ctx, lines); err != nil {
+			log.Debug("revocations are not forwarded yet", "pending", len(lines), "error", err)
+			continue
+		}
+		f.mu.Lock()
+		f.pending = slices.Clone(f.pending[len(lines):])
+		left := len(f.pending)
+		f.mu.Unlock()
+		log.Info("revocations that no hub had taken were forwarded", "forwarded", len(lines), "left", left)
+		t.Reset(10 * time.Millisecond)
+		if left == 0 {
+			t.Reset(time.Second)
+		}
+	}
+}
+
+// listenHub opens the address where others follow this gateway.
+func (g *gateway) listenHub(b *built, l *listening) error {
+	c := b.config.Denylist.ServeFeed
+	if c == nil {
+		return nil
+	}
+	listener, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return fmt.Errorf("denylist.serve_feed: listen on %s: %w", c.Listen, err)
+	}
+	l.hubL = listener
+	l.at.Feed = listener.Addr().String()
+	hub := &httpfeed.Hub{
+		List: g.list, Log: g.fleet.records, Key: g.fleet.signing, Token: b.hubToken, Whole: g.whole, Accept: g.acceptForwarded,
+	}
+	l.hub = &http.Server{
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
+		DisableGeneralOptionsHandler: true, ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+	}
+	if c.TLS != nil {
+		l.hubCertificate = &certificate{files: c.TLS.TLSConfig}
+		if err := l.hubCertificate.load(); err != nil {
+			return fmt.Errorf("denylist.serve_feed.tls: %w", err)
+		}
+		l.hub.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: l.hubCertificate.get}
+		if c.TLS.ClientCAFile != "" {
+			hub.Certificates = true
+			l.hub.TLSConfig.ClientAuth, l.hub.TLSConfig.ClientCAs = tls.RequireAndVerifyClientCert, b.hubClients
+		}
+	}
+	l.hub.Handler = hub.Handler()
+	return nil
+}
+
+// acceptForwarded is POST /revocations for a follower.
+func (g *gateway) acceptForwarded(ctx context.Context, body []byte) (int, any) {
+	if g.journal == nil {
+		return http.StatusServiceUnavailable, map[string]string{"error": errNoState.Error()}
+	}
+	return g.accept(ctx, body, time.Now())
+}
+
+// fleetConfig checks what the configuration says about other gateways, and reads
+// the keys.
+func (b *builder) fleetConfig() {
+	d := &b.Denylist
+	if d.SigningKeyFile != "" {
+		key, err := readPEM(d.SigningKeyFile, x509.ParsePKCS8PrivateKey)
+		private, ok := key.(ed25519.PrivateKey)
+		switch {
+		case err != nil:
+			b.problem("denylist.signing_key_file", "%v; make one with: openssl genpkey -algorithm ed25519 -out ed25519.pem", err)
+		case !ok:
+			b.problem("denylist.signing_key_file", "%s holds another kind of key than Ed25519", d.SigningKeyFile)
+		}
+		b.out.signing = private
+	}
+	if d.SourceKeys != nil && len(d.SourceKeys) == 0 {
+		b.problem("denylist.source_keys", "is empty; leave the key out to follow unsigned records")
+	}
+	var keys []denylist.Key
+	for name, file := range d.SourceKeys {
+		key, err := readPEM(file, x509.ParsePKIXPublicKey)
+		public, ok := key.(ed25519.PublicKey)
+		switch {
+		case err != nil:
+			b.problem("denylist.source_keys."+name, "%v; make one with: openssl pkey -in ed25519.pem -pubout -out ed25519.pub", err)
+		case !ok:
+			b.problem("denylist.source_keys."+name, "%s holds another kind of key than Ed25519", file)
+		default:
+			keys = append(keys, denylist.Key{Name: name, Public: public})
+		}
+	}
+	b.out.sourceKeys = denylist.NewKeys(keys...)
+	b.serveFeed()
+}
+
+// readPEM reads the key in a PEM file.
+func readPEM(file string, parse func([]byte) (any, error)) (any, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, fmt.Errorf("%s holds no PEM key", file)
+	}
+	key, err := parse(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return key, nil
+}
+
+func (b *builder) serveFeed() {
+	c := b.Denylist.ServeFeed
+	if c == nil {
+		return
+	}
+	const place = "denylist.serve_feed"
+	checkAddress(c.Listen, false, func(format string, args ...any) { b.problem(place+".listen", format, args...) })
+	host, _, _ := net.SplitHostPort(c.Listen)
+	open := !httpfeed.IsLoopback(host)
+	if c.TokenFile != "" {
+		text, err := os.ReadFile(c.TokenFile)
+		switch b.out.hubToken = strings.TrimSpace(string(text)); {
+		case err != nil:
+			b.problem(place+".token_file", "%v", err)
+		case b.out.hubToken == "":
+			b.problem(place+".token_file", "%s is empty; put a long random token there", c.TokenFile)
+		case len(b.out.hubToken) < 16:
+			b.warn(place+".token_file", "%s holds fewer than 16 characters, which can be guessed; put a long random token there", c.TokenFile)
+		}
+	}
+	certificates := c.TLS != nil && c.TLS.ClientCAFile != ""
+	switch {
+	case c.TokenFile != "" || certificates:
+	case open:
+		b.problem(place, "anybody could read who was revoked; give it a token_file, or tls with a client_ca_file")
+	default:
+		b.warn(place, "without token_file anybody on this machine can read who was revoked, and no gateway can forward revocations")
+	}
+	if open && c.TLS == nil && b.Denylist.SigningKeyFile == "" {
+		b.problem(place, "is plain http off loopback, where anybody between could hold revocations back; give it tls, or sign the records (signing_key_file)")
+	}
+	if c.TLS != nil {
+		if _, err := tls.LoadX509KeyPair(c.TLS.CertFile, c.TLS.KeyFile); err != nil {
+			b.problem(place+".tls", "%v; cert_file and key_file must be a PEM certificate chain and its private key", err)
+		}
+	}
+	if certificates {
+		text, err := os.ReadFile(c.TLS.ClientCAFile)
+		b.out.hubClients = x509.NewCertPool()
+		if err != nil {
+			b.problem(place+".tls.client_ca_file", "%v", err)
+		} else if !b.out.hubClients.AppendCertsFromPEM(text) {
+			b.problem(place+".tls.client_ca_file", "%s holds no PEM certificate", c.TLS.ClientCAFile)
+		}
+	}
+	if len(b.Denylist.SourceKeys) > 0 && b.Denylist.SigningKeyFile == "" {
+		b.problem(place, "hands on snapshots, which must be signed where source_keys are configured; give this gateway a signing_key_file whose public key its followers know")
+	}
+}
+
+// feedConfig checks one feed.
+func (b *builder) feedConfig(place string, feed FeedConfig) {
+	switch {
+	case feed.File != "" && feed.HTTP != nil:
+		b.problem(place, "has a file and http; give it one, and the other a feed of its own")
+	case feed.HTTP != nil:
+		b.add(place+".http", feed.HTTP.Check(len(b.Denylist.SourceKeys) > 0))
+	case feed.File == "":
+		b.problem(place, "has no source; give it a file, or http with urls")
+	case feed.ForwardRevocations || feed.Mass != nil:
+		b.problem(place, "is a file; forward_revocations and mass are for feeds that come from elsewhere")
+	}
+}

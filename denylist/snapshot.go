@@ -1,0 +1,384 @@
+package denylist
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"math"
+	"os"
+	"path/filepath"
+	"time"
+
+	"durward/token"
+)
+
+// A snapshot is everything that a list holds, as a file:
+//
+//	"durward snapshot 1\n"
+//	length of the header (4 bytes), header (JSON, see SnapshotHeader)
+//	blocks: kind (1 byte), number of entries (2 bytes), entries
+//	  denial, kind 1 (jti) and 2 (sid): id (16), until (4)
+//	  cutoff, kind 0x80 + 2 (sid) to 5 (iss): id (16), until (4), by iat (8), by auth_time (8),
+//	    number of those with exceptions (1), each: time (8), 1 if by auth_time (1), number of ids (1), ids (16 each)
+//	an empty block of kind 0
+//	SHA-256 of all of the above (32)
+//	length of the signature (1): 0, or 64 and the Ed25519 signature of "durward snapshot" and that hash
+//
+// Numbers are big-endian, times are seconds since 1970, 0 is none, and an until of
+// 2^32-1 is never. Nothing of a file is used unless all of it is as it was written.
+const (
+	snapshotMagic = "durward snapshot 1\n"
+	snapshotSigns = "durward snapshot"
+	blockEntries  = 4096
+	cutoffKind    = 0x80
+	maxHeader     = 1 << 20
+	maxTrailer    = sha256.Size + 1 + ed25519.SignatureSize
+)
+
+// A SnapshotHeader is what a snapshot says of itself.
+type SnapshotHeader struct {
+	Made    time.Time `json:"made"`
+	Entries int       `json:"entries"` // about: others were added while it was taken
+	// Retention is for how long a revocation is remembered where the snapshot was
+	// taken, by issuer, in seconds. Who accepts tokens for longer adds the difference.
+	Retention map[string]int64 `json:"retention"`
+	// Places are how far the sources' chains are part of it.
+	Places []Place `json:"places,omitempty"`
+	// Feeds are the same by feed, and Own is the chain that the gateway itself writes:
+	// for its own next start.
+	Feeds map[string][]Place `json:"feeds,omitempty"`
+	Own   *Place             `json:"own,omitempty"`
+}
+
+// MarshalText is the hash in hexadecimal.
+func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// UnmarshalText reads 32 hexadecimal digits.
+func (h *Hash) UnmarshalText(text []byte) error {
+	if len(text) != 2*len(h) {
+		return fmt.Errorf("%.40q is not a hash; it has 32 hexadecimal digits", text)
+	}
+	_, err := hex.Decode(h[:], text)
+	return err
+}
+
+// retentions are for how long a revocation made now is remembered, by issuer, in
+// whole seconds rounded up.
+func (is Issuers) retentions() map[string]int64 {
+	seconds := map[string]int64{}
+	for _, i := range is {
+		seconds[i.URL] = int64((i.MaxLifetime+i.Leeway+i.Skew)/time.Second) + 2
+	}
+	return seconds
+}
+
+// WriteSnapshot writes everything that the list holds. The header's places must
+// have been taken before: what is added meanwhile may be part of it or not. A nil
+// key signs nothing.
+func WriteSnapshot(to io.Writer, l *List, header SnapshotHeader, key ed25519.PrivateKey) error {
+	header.Entries = l.Stats().Total
+	header.Retention = l.Issuers().retentions()
+	text, err := json.Marshal(header)
+	if err != nil {
+		return err
+	}
+	sum := sha256.New()
+	out := bufio.NewWriterSize(to, 256<<10)
+	b := blockWriter{to: io.MultiWriter(out, sum)}
+	b.to.Write(binary.BigEndian.AppendUint32([]byte(snapshotMagic), uint32(len(text)))) // bufio keeps the error
+	b.to.Write(text)
+	for d := range l.Denials() {
+		b.entry(byte(d.Kind))
+		b.buf = append(b.buf, d.ID[:]...)
+		b.buf = binary.BigEndian.AppendUint32(b.buf, d.Until)
+	}
+	for c := range l.Cutoffs() {
+		b.entry(cutoffKind | byte(c.Kind))
+		b.buf = appendCutoff(b.buf, c)
+	}
+	b.flush()
+	b.to.Write([]byte{0, 0, 0})
+	hash := sum.Sum(nil)
+	out.Write(hash)
+	if key == nil {
+		out.WriteByte(0)
+	} else {
+		out.WriteByte(ed25519.SignatureSize)
+		out.Write(ed25519.Sign(key, append([]byte(snapshotSigns), hash...)))
+	}
+	return out.Flush()
+}
+
+// A blockWriter gathers entries of one kind into blocks.
+type blockWriter struct {
+	to    io.Writer
+	kind  byte
+	count int
+	buf   []byte
+}
+
+// entry begins an entry of this kind.
+func (b *blockWriter) entry(kind byte) {
+	if kind != b.kind || b.count == blockEntries {
+		b.flush()
+	}
+	b.kind = kind
+	b.count++
+}
+
+func (b *blockWriter) flush() {
+	if b.count > 0 {
+		b.to.Write(binary.BigEndian.AppendUint16([]byte{b.kind}, uint16(b.count)))
+		b.to.Write(b.buf)
+	}
+	b.count, b.buf = 0, b.buf[:0]
+}
+
+func appendCutoff(b []byte, c Cutoff) []byte {
+	b = append(b, c.ID[:]...)
+	b = binary.BigEndian.AppendUint32(b, c.Until)
+	b = binary.BigEndian.AppendUint64(b, uint64(c.IssuedAt))
+	b = binary.BigEndian.AppendUint64(b, uint64(c.AuthTime))
+	b = append(b, byte(len(c.Excepted)))
+	for _, e := range c.Excepted {
+		b = binary.BigEndian.AppendUint64(b, uint64(e.Before))
+		by := byte(0)
+		if e.ByAuthTime {
+			by = 1
+		}
+		b = append(b, by, byte(len(e.Except)))
+		for _, id := range e.Except {
+			b = append(b, id[:]...)
+		}
+	}
+	return b
+}
+
+// A Snapshot is a file that was found to be as it was written. Close it.
+type Snapshot struct {
+	SnapshotHeader
+	file   *os.File
+	blocks int64 // where they begin
+}
+
+// OpenSnapshot checks a file: its hash, its signature if there are keys, and its
+// header.
+func OpenSnapshot(path string, keys Keys) (*Snapshot, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &Snapshot{file: f}
+	if err := s.check(keys); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("snapshot %q: %w", path, err)
+	}
+	return s, nil
+}
+
+var errBrokenSnapshot = errors.New("it is not as it was written")
+
+func (s *Snapshot) check(keys Keys) error {
+	info, err := s.file.Stat()
+	if err != nil {
+		return err
+	}
+	// The trailer is found from the end: its last byte but a signature says how long
+	// that is.
+	end := make([]byte, min(info.Size(), maxTrailer))
+	if _, err := s.file.ReadAt(end, info.Size()-int64(len(end))); err != nil {
+		return err
+	}
+	var hash, signature []byte
+	switch {
+	case len(end) < maxTrailer:
+		return errBrokenSnapshot
+	case end[sha256.Size] == ed25519.SignatureSize && s.sums(info.Size()-maxTrailer, end[:sha256.Size]):
+		hash, signature = end[:sha256.Size], end[sha256.Size+1:]
+	case end[len(end)-1] == 0 && s.sums(info.Size()-sha256.Size-1, end[len(end)-1-sha256.Size:len(end)-1]):
+	default:
+		return errBrokenSnapshot
+	}
+	if len(keys) > 0 && !keys.verify(append([]byte(snapshotSigns), hash...), signature) {
+		return errors.New("it is not signed by one of source_keys")
+	}
+	start := make([]byte, len(snapshotMagic)+4)
+	if _, err := s.file.ReadAt(start, 0); err != nil || string(start[:len(snapshotMagic)]) != snapshotMagic {
+		return errors.New("it is of another kind or version")
+	}
+	length := binary.BigEndian.Uint32(start[len(snapshotMagic):])
+	if length > maxHeader {
+		return errBrokenSnapshot
+	}
+	text := make([]byte, length)
+	if _, err := s.file.ReadAt(text, int64(len(start))); err != nil {
+		return errBrokenSnapshot
+	}
+	s.blocks = int64(len(start)) + int64(length)
+	return json.Unmarshal(text, &s.SnapshotHeader)
+}
+
+// sums is whether the hash is that of the file up to there.
+func (s *Snapshot) sums(end int64, hash []byte) bool {
+	sum := sha256.New()
+	_, err := io.Copy(sum, io.NewSectionReader(s.file, 0, end))
+	return err == nil && bytes.Equal(sum.Sum(nil), hash)
+}
+
+func (k Keys) verify(message, signature []byte) bool {
+	for _, key := range k {
+		if ed25519.Verify(key.Public, message, signature) {
+			return true
+		}
+	}
+	return false
+}
+
+// Close closes the file.
+func (s *Snapshot) Close() error { return s.file.Close() }
+
+// Restore adds what the snapshot holds to the list; without mass, cutoffs of whole
+// issuers and clients are left out and counted. An error wraps ErrFull: what fits
+// was added all the same.
+func (s *Snapshot) Restore(l *List, mass bool) (leftOut int, err error) {
+	longer := int64(0)
+	for issuer, retention := range l.Issuers().retentions() {
+		longer = max(longer, retention-s.Retention[issuer])
+	}
+	r := &blockReader{
+		r: bufio.NewReaderSize(io.NewSectionReader(s.file, s.blocks, math.MaxInt64-s.blocks), 256<<10), longer: longer,
+	}
+	err = l.RestoreDenials(s.Entries, r.denials())
+	err = errors.Join(err, l.RestoreCutoffs(func(yield func(Cutoff) bool) {
+		for c := range r.cutoffs() {
+			if !mass && isMass(c.Kind) {
+				leftOut++
+			} else if !yield(c) {
+				return
+			}
+		}
+	}))
+	if r.err != nil {
+		err = fmt.Errorf("read the snapshot: %w", r.err)
+	}
+	return leftOut, err
+}
+
+// isMass is whether the kind names more than one user's tokens.
+func isMass(kind token.Kind) bool { return kind == token.KindIssuer || kind == token.KindClient }
+
+// A blockReader reads denials first, then cutoffs.
+type blockReader struct {
+	r      *bufio.Reader
+	longer int64
+	kind   byte // of the block that comes next, read already
+	count  int
+	ahead  bool
+	err    error
+}
+
+// block is the next block's kind and number of entries, if it is of the form asked for.
+func (r *blockReader) block(cutoffs bool) bool {
+	if r.err != nil {
+		return false
+	}
+	if !r.ahead {
+		var head [3]byte
+		if _, r.err = io.ReadFull(r.r, head[:]); r.err != nil {
+			return false
+		}
+		r.kind, r.count, r.ahead = head[0], int(binary.BigEndian.Uint16(head[1:])), true
+	}
+	if r.kind == 0 || cutoffs != (r.kind&cutoffKind != 0) {
+		return false
+	}
+	kind := token.Kind(r.kind &^ cutoffKind)
+	if int(kind) > token.Kinds || !cutoffs && kind > token.KindSession {
+		r.err = fmt.Errorf("it holds entries of a kind (%d) that this version does not know", r.kind)
+		return false
+	}
+	r.ahead = false
+	return true
+}
+
+func (r *blockReader) until(b []byte) uint32 {
+	return uint32(min(int64(binary.BigEndian.Uint32(b))+r.longer, math.MaxUint32))
+}
+
+func (r *blockReader) bytes(b []byte) bool {
+	_, r.err = io.ReadFull(r.r, b)
+	return r.err == nil
+}
+
+func (r *blockReader) denials() iter.Seq[Denial] {
+	return func(yield func(Denial) bool) {
+		var b [20]byte
+		for r.block(false) {
+			for range r.count {
+				if !r.bytes(b[:]) || !yield(Denial{token.Kind(r.kind), token.ID(b[:16]), r.until(b[16:])}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (r *blockReader) cutoffs() iter.Seq[Cutoff] {
+	return func(yield func(Cutoff) bool) {
+		for r.block(true) {
+			for range r.count {
+				c := r.cutoff()
+				if r.err != nil || !yield(c) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (r *blockReader) cutoff() Cutoff {
+	var b [37]byte
+	r.bytes(b[:])
+	c := Cutoff{
+		Kind: token.Kind(r.kind &^ cutoffKind), ID: token.ID(b[:16]), Until: r.until(b[16:]),
+		IssuedAt: int64(binary.BigEndian.Uint64(b[20:])), AuthTime: int64(binary.BigEndian.Uint64(b[28:])),
+	}
+	for range b[36] {
+		var e [10]byte
+		if !r.bytes(e[:]) {
+			break
+		}
+		excepted := ExceptedCutoff{Before: int64(binary.BigEndian.Uint64(e[:])), ByAuthTime: e[8] == 1}
+		for range e[9] {
+			var id token.ID
+			r.bytes(id[:])
+			excepted.Except = append(excepted.Except, id)
+		}
+		c.Excepted = append(c.Excepted, excepted)
+	}
+	return c
+}
+
+// SaveSnapshot replaces the file as a whole or not at all, and durably.
+func SaveSnapshot(path string, l *List, header SnapshotHeader) error {
+	tmp, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(WriteSnapshot(tmp, l, header, nil), tmp.Sync(), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write the snapshot: %w", err), os.Remove(tmp.Name()))
+	}
+	return syncDir(filepath.Dir(path))
+}
