@@ -138,6 +138,10 @@ type feedStatus struct {
 	Applied uint64   `json:"applied"`
 	Refused uint64   `json:"refused"`
 	Problem string   `json:"problem,omitempty"`
+
+	Unvouched []string          `json:"issuers_not_vouched_for,omitempty"`
+	Places    []string          `json:"places,omitempty"` // source:epoch:number of each chain that is followed
+	Events    map[string]uint64 `json:"events,omitempty"`
 }
 
 func age(d time.Duration) *float64 {
@@ -157,7 +161,17 @@ func (g *gateway) dependencies(now time.Time) (issuers []issuerStatus, feeds []f
 	}
 	for _, source := range g.list.Sources() {
 		s := source.Status(now)
-		feeds = append(feeds, feedStatus{s.Name, s.State.String(), age(s.Age), s.Applied, s.Refused, s.Error})
+		status := feedStatus{Name: s.Name, State: s.State.String(), Age: age(s.Age), Applied: s.Applied, Refused: s.Refused, Problem: s.Error, Unvouched: s.Marked}
+		if f := (*g.following.Load())[s.Name]; f != nil && f.follower != nil {
+			status.Events = map[string]uint64{}
+			for e := range denylist.Event(denylist.Events) {
+				status.Events[e.String()] = f.follower.Count(e)
+			}
+			for _, head := range f.follower.After() {
+				status.Places = append(status.Places, head.String())
+			}
+		}
+		feeds = append(feeds, status)
 		ready = ready && s.Synced
 	}
 	return issuers, feeds, ready
@@ -196,6 +210,12 @@ func (g *gateway) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	if g.journal != nil && g.journal.Broken() > 0 {
 		warnings = append(warnings, fmt.Sprintf("%d lines of the journal could not be read: what they revoked is not enforced; the log of the start names them", g.journal.Broken()))
 	}
+	if g.fleet.broken != "" {
+		warnings = append(warnings, "what the last run knew was lost at the start: "+g.fleet.broken)
+	}
+	if stats.Total > 0 && g.list.Near() {
+		warnings = append(warnings, fmt.Sprintf("the denylist is nearly full: %d of %d entries; raise denylist.max_entries", stats.Total, stats.Max))
+	}
 	for _, w := range b.warnings {
 		warnings = append(warnings, w.Error())
 	}
@@ -209,7 +229,7 @@ func (g *gateway) serveStatus(w http.ResponseWriter, _ *http.Request) {
 		"issuers": issuers, "feeds": feeds, "routes": routes, "warnings": warnings,
 		"denylist": map[string]any{
 			"state": g.list.State("", now).String(), "entries": entries, "total": stats.Total, "max_entries": stats.Max, "bytes": stats.Bytes,
-			"revoking": g.journal != nil,
+			"revoking": g.journal != nil, "hub": g.fleet.writer != nil,
 		},
 		"token_cache": map[string]uint64{"hits": hits, "misses": misses},
 		"inflight":    g.handler.Inflight(), "streams": g.handler.Streams(),
@@ -259,7 +279,13 @@ func (g *gateway) serveRevocations(w http.ResponseWriter, r *http.Request) {
 		adminError(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("read the body: %v; send fewer lines at once (%d MiB)", err, maxAdminBody>>20))
 		return
 	}
-	now := time.Now()
+	status, answer := g.accept(r.Context(), body, time.Now())
+	writeJSON(w, status, answer)
+}
+
+// accept applies the lines of a body, as far as they are good. Its answer says
+// whether that holds for the fleet, or for this gateway alone.
+func (g *gateway) accept(ctx context.Context, body []byte, now time.Time) (status int, answer map[string]any) {
 	results, accepted := []lineResult{}, []denylist.Revocation{}
 	for i, line := range splitLines(body) {
 		if len(bytes.TrimSpace(line)) == 0 {
@@ -278,16 +304,21 @@ func (g *gateway) serveRevocations(w http.ResponseWriter, r *http.Request) {
 		results = append(results, result)
 		accepted = append(accepted, revocation)
 	}
-	status := http.StatusOK
+	status = http.StatusOK
 	switch {
 	case len(accepted) == 0:
 		status = http.StatusBadRequest
 	case len(accepted) < len(results):
 		status = http.StatusMultiStatus
 	}
-	answer := map[string]any{"applied": len(accepted), "refused": len(results) - len(accepted), "lines": results}
+	answer = map[string]any{"applied": len(accepted), "refused": len(results) - len(accepted), "lines": results}
 	if len(accepted) > 0 {
-		switch err := g.revoke(accepted, now); {
+		scope, err := g.revoke(ctx, accepted, now)
+		answer["scope"] = scope.name
+		if scope.problem != "" {
+			answer["scope_problem"] = scope.problem
+		}
+		switch {
 		case errors.Is(err, denylist.ErrFull):
 			// Which of the lines still fitted is not told: all are to be sent again.
 			status = http.StatusInsufficientStorage
@@ -297,7 +328,7 @@ func (g *gateway) serveRevocations(w http.ResponseWriter, r *http.Request) {
 			answer["error"] = "applied, not durable: " + err.Error()
 		}
 	}
-	writeJSON(w, status, answer)
+	return status, answer
 }
 
 // splitLines takes a body apart; one object over several lines counts as one.
@@ -309,33 +340,56 @@ func splitLines(body []byte) [][]byte {
 	return bytes.Split(body, []byte("\n"))
 }
 
-// revoke enforces the revocations and makes them durable. Without room for all of
-// them nothing is promised; with a journal that cannot be written they are enforced
-// all the same.
-func (g *gateway) revoke(rs []denylist.Revocation, now time.Time) error {
+// A scope is how far a revocation reaches once it is answered.
+type scope struct {
+	name    string // fleet, or local
+	problem string // why not the fleet, where it should
+}
+
+// revoke enforces the revocations, makes them durable, and hands them to the
+// fleet. Without room for all of them nothing is promised; with a journal that
+// cannot be written they are enforced all the same.
+func (g *gateway) revoke(ctx context.Context, rs []denylist.Revocation, now time.Time) (scope, error) {
 	kept := make([]denylist.Revocation, len(rs))
 	for i, r := range rs {
 		kept[i] = r
 		kept[i].Expiry = g.list.Retention(r, now)
 	}
-	if _, err := g.list.Add(rs, now); err != nil {
+	news, err := g.list.Add(rs, now)
+	if err != nil {
+		g.fleet.publish(news)
 		g.log.Error("a revocation could not be applied", "error", err)
-		return err
+		return scope{name: "local"}, err
 	}
-	written := g.journal.Append(kept)
 	g.metrics.Applied(time.Since(now))
+	written := g.journal.Append(kept)
+	g.fleet.publish(news)
+	reach := g.reach(ctx, rs)
 	for _, r := range rs {
-		g.log.Info("revoked", "issuer", r.Issuer, "kind", r.Kind.String(), "reason", r.Reason, "durable", written == nil)
+		g.log.Info("revoked", "issuer", r.Issuer, "kind", r.Kind.String(), "reason", r.Reason, "durable", written == nil, "scope", reach.name)
 	}
 	if written != nil {
 		g.undurable.Store(true)
 		g.log.Error("the journal cannot be written; what was revoked is enforced, but a restart would forget it", "error", written)
 	}
-	return written
+	return reach, written
+}
+
+// reach forwards revocations to a hub, if one is configured for that.
+func (g *gateway) reach(ctx context.Context, rs []denylist.Revocation) scope {
+	configured, err := g.fleet.hub.now(context.WithoutCancel(ctx), rs)
+	switch {
+	case err != nil:
+		g.log.Error("no hub took a revocation; it is enforced here and forwarded once a hub takes it", "error", err)
+		return scope{"local", "forwarded once a hub takes it: " + err.Error()}
+	case configured || g.fleet.writer != nil:
+		return scope{name: "fleet"}
+	}
+	return scope{name: "local"}
 }
 
 // revokeToken denies one verified token, for the session endpoint's DELETE.
-func (g *gateway) revokeToken(_ context.Context, c *token.Claims) error {
+func (g *gateway) revokeToken(ctx context.Context, c *token.Claims) error {
 	if g.journal == nil {
 		return errNoState
 	}
@@ -344,7 +398,8 @@ func (g *gateway) revokeToken(_ context.Context, c *token.Claims) error {
 	if g.list.Check(c, time.Now()) != 0 && !g.undurable.Load() {
 		return nil
 	}
-	return g.revoke([]denylist.Revocation{{Issuer: c.Issuer.URL(), Kind: token.KindToken, Value: c.TokenID, Expiry: c.Expiry, Reason: "signed out"}}, time.Now())
+	_, err := g.revoke(ctx, []denylist.Revocation{{Issuer: c.Issuer.URL(), Kind: token.KindToken, Value: c.TokenID, Expiry: c.Expiry, Reason: "signed out"}}, time.Now())
+	return err
 }
 
 // serveRevocationsCheck tells whether something is revoked: iss, and one of jti,

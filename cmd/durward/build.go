@@ -1,7 +1,9 @@
 package main
 
 import (
+	"crypto/ed25519"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -33,6 +35,11 @@ type built struct {
 	limits    denylist.Issuers
 	snapshot  *proxy.Snapshot
 	warnings  []problem
+
+	signing    ed25519.PrivateKey // nil: what this gateway publishes is not signed
+	sourceKeys denylist.Keys
+	hubToken   string         // that followers must send; "" for none
+	hubClients *x509.CertPool // who signs the followers' certificates; nil: none are asked for
 }
 
 // A world is what outlives a configuration, and what a new one is built in.
@@ -260,10 +267,9 @@ func (b *builder) denylist() {
 			b.problem(place+".name", "%q is missing or taken; metrics and logs tell feeds apart by it", feed.Name)
 		}
 		seen[feed.Name] = true
-		if feed.File == "" {
-			b.problem(place, "has no source; give it a file")
-		}
+		b.feedConfig(place, feed)
 	}
+	b.fleetConfig()
 }
 
 func (b *builder) issuers() {

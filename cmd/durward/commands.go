@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -145,6 +147,14 @@ func (c *command) catchUp(ctx context.Context, b *built) {
 	list := b.snapshot.Denied
 	now := time.Now()
 	if b.config.StateDir != "" {
+		if s, err := denylist.OpenSnapshot(filepath.Join(b.config.StateDir, snapshotFile), nil); err == nil {
+			if _, err := s.Restore(list, true); err != nil {
+				fmt.Fprintf(c.stderr, "%v\n", err)
+			}
+			s.Close()
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			fmt.Fprintf(c.stderr, "%v\n", err)
+		}
 		held, err := denylist.ReadJournal(b.config.StateDir, quiet)
 		if held == nil && err == nil {
 			fmt.Fprintf(c.stderr, "no journal in %s: if the gateway keeps its state elsewhere (state_dir, $STATE_DIRECTORY), what was revoked through it is not seen here\n", b.config.StateDir)
@@ -156,13 +166,26 @@ func (c *command) catchUp(ctx context.Context, b *built) {
 			fmt.Fprintf(c.stderr, "journal: %v\n", err)
 		}
 	}
-	for _, feed := range b.config.Denylist.Feeds {
-		source := list.Candidate(feed.Name, b.config.Denylist.Lease)
-		if err := filefeed.Read(feed.File, list, source, now); err != nil {
-			fmt.Fprintf(c.stderr, "feed %q: %v\n", feed.Name, err)
+	for _, config := range b.config.Denylist.Feeds {
+		f := &feed{config: config, source: list.Candidate(config.Name, b.config.Denylist.Lease)}
+		if err := f.readOnce(ctx, list, b, quiet); err != nil {
+			fmt.Fprintf(c.stderr, "feed %q: %v\n", config.Name, err)
 		}
-		list.Join(source)
+		list.Join(f.source)
 	}
+}
+
+// readOnce reads a feed until it is in step, for one question.
+func (f *feed) readOnce(ctx context.Context, list *denylist.List, b *built, log *slog.Logger) error {
+	if f.config.HTTP == nil {
+		return filefeed.Read(f.config.File, list, f.source, func([]denylist.Revocation) {}, time.Now())
+	}
+	if err := f.open(list, b, nil, nil, nil, log); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.config.Denylist.Lease)
+	defer cancel()
+	return f.http.Sync(ctx)
 }
 
 func (c *command) revoke(ctx context.Context) error {

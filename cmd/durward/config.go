@@ -16,6 +16,7 @@ import (
 
 	"gopkg.in/yaml.v3"
 
+	"durward/denylist/httpfeed"
 	"durward/policy"
 	"durward/proxy"
 	"durward/token"
@@ -113,14 +114,46 @@ type DenylistConfig struct {
 	MaxEntries int `yaml:"max_entries"`
 	// Feeds bring revocations; several are a union, and each must be live.
 	Feeds []FeedConfig `yaml:"feeds"`
+	// ServeFeed makes this gateway a hub that others follow. Optional.
+	ServeFeed *ServeFeedConfig `yaml:"serve_feed"`
+	// SourceKeys are files with PEM public keys (Ed25519), by name. If there are any,
+	// the records of all feeds but files must be signed by one of them. Optional.
+	SourceKeys map[string]string `yaml:"source_keys"`
+	// SigningKeyFile is a PEM private key (Ed25519) that signs what this gateway
+	// publishes. Optional.
+	SigningKeyFile string `yaml:"signing_key_file"`
 }
 
-// FeedConfig is one feed of revocations.
+// FeedConfig is one feed of revocations: a file or HTTP.
 type FeedConfig struct {
 	// Name of the feed in logs and metrics. Required, unique.
 	Name string `yaml:"name"`
 	// File holds one JSON revocation a line. It is read again when it changes.
 	File string `yaml:"file"`
+	// HTTP follows other gateways that serve a feed, or files on a web server.
+	HTTP *httpfeed.Config `yaml:"http"`
+	// ForwardRevocations hands what is revoked here to the feed's hub first. Default false.
+	ForwardRevocations bool `yaml:"forward_revocations"`
+	// Mass is whether the feed may revoke whole issuers and clients. Default true.
+	Mass *bool `yaml:"mass"`
+}
+
+// ServeFeedConfig says where others follow this gateway.
+type ServeFeedConfig struct {
+	// Listen is the hub's address, host:port. Required.
+	Listen string `yaml:"listen"`
+	// TokenFile holds the token that followers must send. Required off loopback
+	// unless client certificates are asked for.
+	TokenFile string `yaml:"token_file"`
+	// TLS is the hub's certificate. Required off loopback unless records are signed.
+	TLS *ServeFeedTLSConfig `yaml:"tls"`
+}
+
+// ServeFeedTLSConfig is the hub's certificate, and who may come.
+type ServeFeedTLSConfig struct {
+	TLSConfig `yaml:",inline"`
+	// ClientCAFile says who signs the certificates that followers must show. Optional.
+	ClientCAFile string `yaml:"client_ca_file"`
 }
 
 // RouteConfig is a route: its policy, and what its upstream is told.
@@ -492,8 +525,28 @@ func (f *configFile) makeAbsolute() {
 		abs(&f.Issuers[i].JWKSFile)
 		abs(&f.Issuers[i].CAFile)
 	}
-	for i := range f.Denylist.Feeds {
-		abs(&f.Denylist.Feeds[i].File)
+	d := &f.Denylist
+	for i := range d.Feeds {
+		abs(&d.Feeds[i].File)
+		if h := d.Feeds[i].HTTP; h != nil {
+			abs(&h.TokenFile)
+			abs(&h.CAFile)
+			abs(&h.CertFile)
+			abs(&h.KeyFile)
+		}
+	}
+	if s := d.ServeFeed; s != nil {
+		abs(&s.TokenFile)
+		if s.TLS != nil {
+			abs(&s.TLS.CertFile)
+			abs(&s.TLS.KeyFile)
+			abs(&s.TLS.ClientCAFile)
+		}
+	}
+	abs(&d.SigningKeyFile)
+	for name, path := range d.SourceKeys {
+		abs(&path)
+		d.SourceKeys[name] = path
 	}
 	for name, u := range f.Upstreams {
 		upstream(&u)

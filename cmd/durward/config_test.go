@@ -59,6 +59,11 @@ func writeKeys(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	spki, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})
 	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
 	if _, err := tls.X509KeyPair(cert, key); err != nil {
@@ -66,6 +71,8 @@ func writeKeys(t *testing.T, dir string) {
 	}
 	for name, content := range map[string][]byte{
 		"tls.crt": cert, "tls.key": key, "idp-ca.pem": cert, "ca.pem": cert, "client.crt": cert, "client.key": key, "assertion.pem": key,
+		"hub-ca.pem": cert, "fleet-ca.pem": cert, "me.crt": cert, "me.key": key, "hub.crt": cert, "hub.key": key,
+		"ed25519.pem": key, "hub-1.pub": publicPEM, "hub-2.pub": publicPEM, "hub.token": []byte("0123456789abcdef\n"),
 		"admin.token": []byte("0123456789abcdef0123456789abcdef\n"),
 		"partner-keys.json": []byte(`{"keys":[{"kty":"EC","crv":"P-256","kid":"k","use":"sig",` +
 			`"x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}`),

@@ -11,6 +11,7 @@ import (
 
 	"durward/denylist"
 	"durward/denylist/filefeed"
+	"durward/denylist/httpfeed"
 	"durward/token"
 )
 
@@ -69,6 +70,8 @@ func fixed(old, next *Config) (wrong []problem) {
 		{"listen", old.Listen, next.Listen}, {"tls", old.TLS, next.TLS}, {"admin", old.Admin, next.Admin}, {"health", old.Health, next.Health},
 		{"state_dir", old.StateDir, next.StateDir}, {"admin_token_file", old.AdminTokenFile, next.AdminTokenFile}, {"log.format", old.Log.Format, next.Log.Format},
 		{"limits.header_bytes", old.Limits.HeaderBytes, next.Limits.HeaderBytes}, {"limits.header_timeout", old.Limits.HeaderTimeout, next.Limits.HeaderTimeout},
+		{"denylist.serve_feed", old.Denylist.ServeFeed, next.Denylist.ServeFeed}, {"denylist.source_keys", old.Denylist.SourceKeys, next.Denylist.SourceKeys},
+		{"denylist.signing_key_file", old.Denylist.SigningKeyFile, next.Denylist.SigningKeyFile},
 		{"limits.idle_timeout", old.Limits.IdleTimeout, next.Limits.IdleTimeout}, {"token_cache", old.TokenCache, next.TokenCache},
 	} {
 		if !reflect.DeepEqual(f.old, f.next) {
@@ -104,8 +107,8 @@ func (g *gateway) use(ctx context.Context, b *built) []problem {
 	var begun []*feed
 	for _, config := range b.config.Denylist.Feeds {
 		f := g.feeds[config.Name]
-		if f == nil || f.config != config {
-			f = g.follow(ctx, config, b.config.Denylist.Lease)
+		if f == nil || !reflect.DeepEqual(f.config, config) {
+			f = g.follow(ctx, config, b)
 			begun = append(begun, f)
 		}
 		wanted[config.Name] = f
@@ -144,13 +147,25 @@ func (g *gateway) use(ctx context.Context, b *built) []problem {
 	g.current.Store(b)
 	g.setIssuers(b.limits)
 
-	for _, f := range g.feeds {
+	var hub *httpfeed.Feed
+	for _, f := range wanted {
+		if f.config.ForwardRevocations {
+			hub = f.http
+		}
+	}
+	g.fleet.hub.use(hub)
+	old := g.feeds
+	g.feeds = wanted
+	g.following.Store(&wanted)
+	for _, f := range old {
 		if wanted[f.config.Name] != f {
 			g.list.Remove(f.source)
 			f.stop()
+			if g.fleet.records != nil && wanted[f.config.Name] == nil {
+				g.fleet.records.Leave(f.config.Name)
+			}
 		}
 	}
-	g.feeds = wanted
 	g.stopKeys(b)
 	if prev != nil {
 		retire(prev, b)
@@ -199,14 +214,6 @@ func (g *gateway) remember(b *built) error {
 	return nil
 }
 
-// follow starts to read a feed; it has no say yet.
-func (g *gateway) follow(ctx context.Context, config FeedConfig, lease time.Duration) *feed {
-	life, stop := context.WithCancel(ctx)
-	f := &feed{config: config, source: g.list.Candidate(config.Name, lease), stop: stop}
-	g.run(func() { filefeed.Run(life, config.File, g.list, f.source, g.log) })
-	return f
-}
-
 // awaitFeeds gives new feeds the time of a lease to come into step.
 func awaitFeeds(ctx context.Context, begun []*feed, c *Config) (wrong []problem) {
 	for _, f := range begun {
@@ -232,7 +239,13 @@ func (g *gateway) readAgain(prev, next *built, feeds map[string]*feed) (wrong []
 		if g.feeds[name] != f {
 			continue
 		}
-		if err := filefeed.Read(f.config.File, g.list, f.source, time.Now()); err != nil {
+		if f.follower != nil {
+			if !within(context.Background(), next.config.Denylist.Lease, func(time.Time) bool { return !f.follower.Lost() }) {
+				wrong = append(wrong, problem{next.config.path, 0, fmt.Sprintf("denylist.feeds: %q gave no snapshot for the new issuer: %s", name, f.source.Status(time.Now()).Error)})
+			}
+			continue
+		}
+		if err := filefeed.Read(f.config.File, g.list, f.source, g.fleet.publish, time.Now()); err != nil {
 			wrong = append(wrong, problem{next.config.path, 0, fmt.Sprintf("denylist.feeds: %q cannot be read for the new issuer: %v", name, err)})
 		}
 	}

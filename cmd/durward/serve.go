@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,6 +39,8 @@ type gateway struct {
 	metrics *metrics.Metrics
 	token   string // that the operators' interface asks for; "" closes it
 
+	fleet     *fleet
+	following atomic.Pointer[map[string]*feed] // the feeds in use, by name
 	current   atomic.Pointer[built]
 	reloads   chan chan []problem
 	draining  atomic.Bool
@@ -53,18 +56,12 @@ type gateway struct {
 	content    string // of the file, as last tried
 }
 
-// A feed is a followed source of revocations.
-type feed struct {
-	config FeedConfig
-	source *denylist.Source
-	stop   context.CancelFunc
-}
-
 // Addresses are where a started gateway listens, ports filled in.
 type addresses struct {
 	Public []string
 	Admin  string
 	Health string
+	Feed   string // as a hub
 }
 
 // serve runs the gateway until the context ends, then drains it. It returns
@@ -79,6 +76,7 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 		keys: map[*token.KeySet]context.CancelFunc{}, feeds: map[string]*feed{},
 		list: denylist.New(0), handler: &proxy.Handler{},
 	}
+	g.following.Store(&map[string]*feed{})
 	b, err := g.first(path, stderr)
 	if err != nil {
 		return err
@@ -100,6 +98,8 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 		return problems(wrong)
 	}
 	g.run(func() { g.list.Run(life) })
+	g.run(func() { g.keep(life) })
+	g.run(func() { g.fleet.hub.run(life, g.log) })
 	if g.journal != nil {
 		g.run(func() { keepLastRun(life, b.config.StateDir, g.log) })
 	}
@@ -108,8 +108,11 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 	if b.config.TLS != nil {
 		g.run(func() { l.certificate.run(life, g.log) })
 	}
+	if l.hubCertificate != nil {
+		g.run(func() { l.hubCertificate.run(life, g.log) })
+	}
 	g.metrics.Reloaded(true, time.Now())
-	g.log.Info("the gateway serves", "version", version, "listen", l.at.Public, "admin", l.at.Admin, "health", l.at.Health, "config", path, "generation", g.generation)
+	g.log.Info("the gateway serves", "version", version, "listen", l.at.Public, "admin", l.at.Admin, "health", l.at.Health, "serve_feed", l.at.Feed, "config", path, "generation", g.generation)
 	for _, w := range b.warnings {
 		g.log.Warn("configuration", "warning", w.Error())
 	}
@@ -155,21 +158,29 @@ func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
 	g.level.Set(b.level)
 	g.log = slog.New(handler)
 	g.list.SetIssuers(b.limits)
+	// What was promised is kept, whatever the limit says now; use sets it.
+	g.list.SetMaxEntries(math.MaxInt)
+	lastRun := time.Now()
 	if stateDir != "" {
-		lastRun, err := readLastRun(stateDir, time.Now())
-		if err != nil {
+		if lastRun, err = readLastRun(stateDir, lastRun); err != nil {
 			return nil, err
 		}
 		g.list.LastRun(lastRun)
-		var held []denylist.Revocation
+	}
+	var held []denylist.Revocation
+	if stateDir != "" {
 		if g.journal, held, err = denylist.OpenJournal(stateDir, g.log, lastRun); err != nil {
 			return nil, err
 		}
-		// What was promised is kept, whatever the limit says now; use sets it.
-		g.list.SetMaxEntries(math.MaxInt)
-		if _, err := g.list.Add(held, time.Now()); err != nil {
-			return nil, fmt.Errorf("replay the journal: %w", err)
-		}
+	}
+	g.fleet = newFleet(b, g.list, g.log, time.Now())
+	news, err := g.list.Add(held, time.Now())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("replay the journal: %w", err), g.close())
+	}
+	g.fleet.publish(news)
+	if slices.ContainsFunc(b.config.Denylist.Feeds, func(f FeedConfig) bool { return f.ForwardRevocations }) {
+		g.fleet.hub.later(lines(held)) // whether a hub has taken them is not known
 	}
 	if b.config.AdminTokenFile != "" {
 		if g.token, err = adminToken(b.config.AdminTokenFile, true); err != nil {
@@ -254,7 +265,11 @@ type listening struct {
 	listeners   []net.Listener
 	adminL      net.Listener
 	healthL     net.Listener
-	cut         context.CancelFunc // ends what hijacked its connection
+
+	hub            *http.Server // nil if this gateway is no hub
+	hubL           net.Listener
+	hubCertificate *certificate       // nil without TLS
+	cut            context.CancelFunc // ends what hijacked its connection
 }
 
 // listen opens every address, or none.
@@ -291,6 +306,9 @@ func (g *gateway) listen(b *built) (l *listening, err error) {
 		l.at.Health = l.healthL.Addr().String()
 		l.health = quietServer(g.healthHandler(), g.log)
 	}
+	if err := g.listenHub(b, l); err != nil {
+		return l, err
+	}
 	l.admin = quietServer(g.adminHandler(c.Admin), g.log)
 	l.public = g.publicServer(b, l)
 	if c.TLS != nil {
@@ -317,7 +335,7 @@ func listenUnix(path string) (net.Listener, error) {
 }
 
 func (l *listening) close() {
-	for _, listener := range append(l.listeners, l.adminL, l.healthL) {
+	for _, listener := range append(l.listeners, l.adminL, l.healthL, l.hubL) {
 		if listener != nil {
 			listener.Close()
 		}
@@ -422,6 +440,12 @@ func (l *listening) serve() <-chan error {
 	if l.health != nil {
 		start(func() error { return l.health.Serve(l.healthL) })
 	}
+	switch {
+	case l.hubCertificate != nil:
+		start(func() error { return l.hub.ServeTLS(l.hubL, "", "") })
+	case l.hub != nil:
+		start(func() error { return l.hub.Serve(l.hubL) })
+	}
 	return failed
 }
 
@@ -453,6 +477,9 @@ func (g *gateway) drain(l *listening) error {
 	// What was cut ends at once, but each has a record to write.
 	for end := time.Now().Add(5 * time.Second); g.handler.Inflight() > 0 && time.Now().Before(end); {
 		time.Sleep(5 * time.Millisecond)
+	}
+	if l.hub != nil {
+		l.hub.Close()
 	}
 	if l.health != nil {
 		l.health.Close()
