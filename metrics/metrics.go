@@ -42,6 +42,8 @@ type Sources struct {
 	Cache          func() (hits, misses uint64)
 	Issuers        func() []*token.Issuer
 	List           *denylist.List
+	// Followers are the feeds that travel in records, by name.
+	Followers func() map[string]*denylist.Follower
 }
 
 // New makes the registry. version is the program's, for build_info.
@@ -63,7 +65,7 @@ func New(version string, src Sources) *Metrics {
 			Name: "durward_requests_unparsed_total", Help: "Requests that the HTTP server refused or lost before any decision."}),
 		apply: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "durward_denylist_apply_delay_seconds", Help: "From a revocation's making to its enforcement here.",
-			Buckets: []float64{.0001, .0005, .001, .005, .01, .05, .1, .5, 1, 5, 30}}),
+			Buckets: []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 5, 30}}),
 		reloadOK: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "durward_config_last_reload_successful", Help: "1 if the last load of the configuration succeeded."}),
 		reloadedT: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -157,6 +159,12 @@ func (s state) Collect(ch chan<- prometheus.Metric) {
 	}
 	send(prometheus.GaugeValue, "durward_denylist_bytes", "Estimated memory of the denylist.", float64(stats.Bytes), nil)
 	send(prometheus.GaugeValue, "durward_denylist_max_entries", "How many revocations fit.", float64(stats.Max), nil)
+	for feed, follower := range s.Followers() {
+		for e := range denylist.Event(denylist.Events) {
+			send(prometheus.CounterValue, "durward_denylist_feed_events_total", "What happened to the feed's records: applied, duplicate, gap, fork, rewind, renewed, forged, garbled, resynced.",
+				float64(follower.Count(e)), []string{"feed", "event"}, feed, e.String())
+		}
+	}
 	for _, source := range s.List.Sources() {
 		status := source.Status(now)
 		if status.Age >= 0 {

@@ -21,7 +21,9 @@ func newMetrics(t *testing.T) (*Metrics, *denylist.List) {
 		t.Fatal(err)
 	}
 	list := denylist.New(100)
+	hub := denylist.NewFollower(denylist.FollowerConfig{List: list, Source: list.Candidate("hub", time.Minute)})
 	return New("1.2.3", Sources{
+		Followers: func() map[string]*denylist.Follower { return map[string]*denylist.Follower{"hub": hub} },
 		Inflight: func() int64 { return 3 }, Streams: func() int64 { return 2 }, CookiesDropped: func() uint64 { return 1 }, Omitted: func() uint64 { return 4 },
 		Cuts:    map[string]func() uint64{"revoked": func() uint64 { return 5 }},
 		Cache:   func() (hits, misses uint64) { return 7, 8 },
@@ -58,6 +60,7 @@ func TestScrape(t *testing.T) {
 	got := scrape(t, m)
 	for _, want := range []string{
 		`durward_requests_total{reason="allowed",route="orders",verdict="allow"} 2`,
+		`durward_denylist_feed_events_total{event="gap",feed="hub"} 0`,
 		`durward_requests_total{reason="no_route",route="-",verdict="deny"} 1`,
 		`durward_request_duration_seconds_count{route="orders"} 2`,
 		`durward_decision_duration_seconds_count 3`,

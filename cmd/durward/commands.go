@@ -317,7 +317,11 @@ func (c *command) post(ctx context.Context, config *Config, line map[string]any)
 	if res.StatusCode != http.StatusOK {
 		return fmt.Errorf("the gateway answered %s: %s", res.Status, bytes.TrimSpace(answer))
 	}
-	var said struct{ Lines []lineResult }
+	var said struct {
+		Lines   []lineResult
+		Scope   string
+		Problem string `json:"scope_problem"`
+	}
 	if err := json.Unmarshal(answer, &said); err != nil {
 		return fmt.Errorf("the gateway's answer: %w", err)
 	}
@@ -326,6 +330,9 @@ func (c *command) post(ctx context.Context, config *Config, line map[string]any)
 			fmt.Fprintln(c.stderr, l.Note)
 		}
 	}
-	_, err = fmt.Fprintf(c.stdout, "revoked: %s\n", body)
+	if said.Problem != "" {
+		fmt.Fprintln(c.stderr, "not for the whole fleet yet:", said.Problem)
+	}
+	_, err = fmt.Fprintf(c.stdout, "revoked: %s (scope: %s)\n", body, said.Scope)
 	return err
 }

@@ -447,7 +447,7 @@ func (b *builder) feedConfig(place string, feed FeedConfig) {
 	case feed.HTTP != nil:
 		b.add(place+".http", feed.HTTP.Check(len(b.Denylist.SourceKeys) > 0))
 	case feed.File == "":
-		b.problem(place, "has no source; give it a file, or http with urls")
+		b.problem(place, "has no source; give it a file")
 	case feed.ForwardRevocations || feed.Mass != nil:
 		b.problem(place, "is a file; forward_revocations and mass are for feeds that come from elsewhere")
 	}

@@ -200,6 +200,15 @@ func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
 		Cache:   func() (hits, misses uint64) { return g.current.Load().cache.Stats() },
 		Issuers: func() []*token.Issuer { return g.current.Load().issuers },
 		List:    g.list,
+		Followers: func() map[string]*denylist.Follower {
+			all := map[string]*denylist.Follower{}
+			for name, f := range *g.following.Load() {
+				if f.follower != nil {
+					all[name] = f.follower
+				}
+			}
+			return all
+		},
 	})
 	return b, nil
 }
