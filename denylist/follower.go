@@ -23,6 +23,7 @@ const (
 	maxChains   = 64   // that one feed may have
 	remembered  = 4096 // hashes of a chain's latest records, to tell a repetition from a fork
 	patience    = time.Second
+	clocksApart = 3 * time.Second // how much the clocks of a fleet may differ before somebody is told
 	recordAhead = time.Hour // how far a record's time is believed over the clock here
 )
 
@@ -79,7 +80,7 @@ type Follower struct {
 	mu      sync.Mutex
 	chains  map[string]*chain
 	issuers Issuers // that operations were judged against
-	holes   bool    // operations were refused that others, or a later configuration, may take
+	holes   int     // operations were refused that others, or a later configuration, may take
 	marked  []string
 	silent  time.Time // until when complaints are not logged, so that a flood is not one of log lines
 }
@@ -141,7 +142,7 @@ func (f *Follower) look() {
 	known := func(l IssuerLimits) bool {
 		return slices.ContainsFunc(f.issuers, func(o IssuerLimits) bool { return o.URL == l.URL })
 	}
-	if f.holes && slices.ContainsFunc(issuers, func(l IssuerLimits) bool { return !known(l) }) {
+	if f.holes > 0 && slices.ContainsFunc(issuers, func(l IssuerLimits) bool { return !known(l) }) {
 		f.lose()
 	}
 	f.issuers = issuers
@@ -251,7 +252,10 @@ func (f *Follower) record(r *Record, now time.Time) error {
 
 // begin makes c stand before the first record of a chain.
 func (c *chain) begin(r *Record) {
-	c.Place, c.lost, c.oldest = Place{Head: Head{r.Source, r.Epoch, 0}, Signer: r.Signer}, false, 1
+	if r.Epoch != c.Epoch { // heartbeats of another chain say nothing about this one
+		c.beatMade, c.beatCame, c.behind = time.Time{}, time.Time{}, time.Time{}
+	}
+	c.Place, c.made, c.lost, c.oldest = Place{Head: Head{r.Source, r.Epoch, 0}, Signer: r.Signer}, time.Time{}, false, 1
 }
 
 // hashAt is the hash of the record of this number, if it is remembered.
@@ -340,7 +344,7 @@ func (f *Follower) refuse(r *Record, i int, op []byte, err error) {
 	f.complain("an operation was refused", "error", where)
 	switch {
 	case errors.Is(err, ErrUnknownMember):
-		f.holes = true
+		f.holes++
 		issuer := issuerOf(op)
 		if issuer == "" && len(f.issuers) == 1 {
 			issuer = f.issuers[0].URL
@@ -352,7 +356,7 @@ func (f *Follower) refuse(r *Record, i int, op []byte, err error) {
 				"feed", f.cfg.Source.Name(), "issuer", issuer, "error", err)
 		}
 	case errors.Is(err, ErrUnknownIssuer) || errors.Is(err, errMass):
-		f.holes = true
+		f.holes++
 	}
 }
 
@@ -398,6 +402,9 @@ func (f *Follower) beats(beats []*Record, now time.Time) error {
 		if made.IsZero() || c.beatMade.Before(made) {
 			made = c.beatMade
 		}
+	}
+	if off := now.Round(0).Sub(made); off.Abs() > clocksApart {
+		f.complain("heartbeats do not come when they were made: clocks are apart, or something holds them back", "made", made, "came", now, "seconds", off.Seconds())
 	}
 	f.cfg.Source.Vouched(came, made)
 	if f.cfg.Log != nil {
@@ -483,7 +490,7 @@ func (f *Follower) rewound(c *chain, r *Record, now time.Time) error {
 func (f *Follower) Places() []Place {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.holes {
+	if f.holes > 0 {
 		return nil
 	}
 	var all []Place
@@ -500,7 +507,7 @@ func (f *Follower) Places() []Place {
 func (f *Follower) Whole() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return !f.holes
+	return f.holes == 0
 }
 
 // Lost is whether only a snapshot, or a chain from its beginning, would help.
@@ -538,16 +545,22 @@ func (f *Follower) Open(path string) (*Snapshot, error) { return OpenSnapshot(pa
 // is enforced all the same.
 func (f *Follower) Load(s *Snapshot) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	holes := f.holes
+	f.mu.Unlock()
 	f.cfg.Source.Begin()
+	// It may take seconds, and nobody need wait for it: all it does is add.
 	leftOut, err := s.Restore(f.cfg.List, f.cfg.Mass)
 	if err != nil {
 		f.cfg.Source.Failed(err)
 		return err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.count(Resynced)
-	f.issuers = f.cfg.List.Issuers()
-	f.holes = leftOut > 0
+	if f.holes == holes { // else there is a new one
+		f.holes = 0
+	}
+	f.holes += leftOut
 	for _, p := range s.Places {
 		c := f.chains[p.Source]
 		if c == nil || c.lost || p.Epoch > c.Epoch || p.Epoch == c.Epoch && p.Number > c.Number {
@@ -571,7 +584,7 @@ func (f *Follower) stand(p Place) {
 	}
 	c := &chain{Place: p, oldest: p.Number}
 	c.hashes[p.Number%remembered] = p.Hash
-	if old != nil {
+	if old != nil && old.Epoch == p.Epoch {
 		c.beatMade, c.beatCame = old.beatMade, old.beatCame
 	}
 	f.chains[p.Source] = c

@@ -260,7 +260,7 @@ type Writer struct {
 // begins anew has no Epoch there, and if the list holds something all the same,
 // incomplete says so. A nil key signs nothing.
 func NewWriter(log *Log, key ed25519.PrivateKey, from Head, incomplete bool, now time.Time) *Writer {
-	w := &Writer{log: log, key: key, made: now}
+	w := &Writer{log: log, key: key}
 	w.head = Head{from.Source, max(now.UnixMilli(), from.Epoch+1), 0}
 	source := from.Source
 	if from.Epoch == 0 && !incomplete {
@@ -312,13 +312,16 @@ func (w *Writer) write(ops [][]byte, from Head, now time.Time) {
 	w.log.keep(r, w.hash)
 }
 
-// time is now, or the latest time that was given out: the times of a chain never
-// go back, else a heartbeat could be taken for an older one.
+// time is now, or a little after the latest time that was given out: the times of
+// a chain only rise, whatever the clock does, else a heartbeat would be taken for
+// an old one.
 func (w *Writer) time(now time.Time) time.Time {
-	if now.After(w.made) {
-		w.made = now
+	now = now.Truncate(time.Millisecond)
+	if !now.After(w.made) {
+		now = w.made.Add(time.Millisecond)
 	}
-	return w.made
+	w.made = now
+	return now
 }
 
 // Beat gives a sign of life. Whoever calls it says that everything this gateway

@@ -446,6 +446,9 @@ func (b *builder) feedConfig(place string, feed FeedConfig) {
 		b.problem(place, "has a file and http; give it one, and the other a feed of its own")
 	case feed.HTTP != nil:
 		b.add(place+".http", feed.HTTP.Check(len(b.Denylist.SourceKeys) > 0))
+		if b.Denylist.Lease < 2*time.Second {
+			b.problem("denylist.lease", "%s is too short for feed %q, whose heartbeats come each second; write 2s or more", b.Denylist.Lease, feed.Name)
+		}
 	case feed.File == "":
 		b.problem(place, "has no source; give it a file")
 	case feed.ForwardRevocations || feed.Mass != nil:

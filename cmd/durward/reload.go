@@ -154,6 +154,7 @@ func (g *gateway) use(ctx context.Context, b *built) []problem {
 		}
 	}
 	g.fleet.hub.use(hub)
+	g.fleet.restored = nil // a feed that a reload changes is followed anew
 	old := g.feeds
 	g.feeds = wanted
 	g.following.Store(&wanted)

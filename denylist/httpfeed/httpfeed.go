@@ -221,21 +221,21 @@ func (e *endpoint) run(ctx context.Context) {
 		if err == nil || time.Since(began) > silence {
 			pause = shortPause
 		}
-		if err != nil {
-			e.source.Failed(fmt.Errorf("%s: %w", e.base, err))
-			if !e.lost && !errors.Is(err, denylist.ErrGap) && !errors.Is(err, denylist.ErrLost) {
-				e.lost = true
-				e.log.Error("a hub of the revocation feed is not followed; what it said so far stays in force", "feed", e.source.Name(), "hub", e.base, "error", err)
-			}
-			if errors.Is(err, denylist.ErrFull) {
-				pause = 10 * time.Second // a snapshot is large, and room does not come by itself
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause/2 + rand.N(pause)):
-			}
-			pause = min(2*pause, longPause)
+		if err == nil {
+			wait(ctx, 2*time.Millisecond) // whatever answers at once must not take all of a processor
+			continue
 		}
+		e.known = false // another kind of server may have taken its place
+		e.source.Failed(fmt.Errorf("%s: %w", e.base, err))
+		if !e.lost && !errors.Is(err, denylist.ErrGap) && !errors.Is(err, denylist.ErrLost) {
+			e.lost = true
+			e.log.Error("a hub of the revocation feed is not followed; what it said so far stays in force", "feed", e.source.Name(), "hub", e.base, "error", err)
+		}
+		if errors.Is(err, denylist.ErrFull) {
+			pause = 10 * time.Second // a snapshot is large, and room does not come by itself
+		}
+		wait(ctx, pause/2+rand.N(pause))
+		pause = min(2*pause, longPause)
 	}
 }
 
@@ -428,7 +428,7 @@ func (e *endpoint) look(ctx context.Context) error {
 	if err := json.Unmarshal(text, &at); err != nil {
 		return fmt.Errorf("read %s: %w", headPath, err)
 	}
-	e.known, e.static = true, len(at.Segments) > 0 || at.Snapshot != "snapshot"
+	e.known, e.static = true, !at.Hub
 	if !e.static {
 		return nil
 	}

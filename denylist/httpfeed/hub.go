@@ -86,6 +86,7 @@ func (h *Hub) authorized(next http.Handler) http.Handler {
 // A head is where a feed stands, as GET head tells it. A directory of files that
 // are served by a plain web server has one too; there it names the files.
 type head struct {
+	Hub        bool             `json:"hub,omitempty"` // log and stream are there; a directory of files has none
 	Places     []denylist.Place `json:"places"`
 	Heartbeats []string         `json:"heartbeats"`
 	Snapshot   string           `json:"snapshot,omitempty"` // relative to the head's own address
@@ -102,7 +103,7 @@ type segment struct {
 }
 
 func (h *Hub) head() head {
-	at := head{Places: h.Log.Places(), Heartbeats: []string{}, Snapshot: "snapshot"}
+	at := head{Hub: true, Places: h.Log.Places(), Heartbeats: []string{}, Snapshot: "snapshot"}
 	var after []denylist.Head
 	for _, p := range at.Places {
 		after = append(after, p.Head)
