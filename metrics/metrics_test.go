@@ -24,7 +24,7 @@ func newMetrics(t *testing.T) (*Metrics, *denylist.List) {
 	hub := denylist.NewFollower(denylist.FollowerConfig{List: list, Source: list.Candidate("hub", time.Minute)})
 	return New("1.2.3", Sources{
 		Followers: func() map[string]*denylist.Follower { return map[string]*denylist.Follower{"hub": hub} },
-		Inflight: func() int64 { return 3 }, Streams: func() int64 { return 2 }, CookiesDropped: func() uint64 { return 1 }, Omitted: func() uint64 { return 4 },
+		Inflight:  func() int64 { return 3 }, Streams: func() int64 { return 2 }, CookiesDropped: func() uint64 { return 1 }, Omitted: func() uint64 { return 4 },
 		Cuts:    map[string]func() uint64{"revoked": func() uint64 { return 5 }},
 		Cache:   func() (hits, misses uint64) { return 7, 8 },
 		Issuers: func() []*token.Issuer { return []*token.Issuer{issuer} }, List: list,

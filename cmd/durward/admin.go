@@ -279,13 +279,14 @@ func (g *gateway) serveRevocations(w http.ResponseWriter, r *http.Request) {
 		adminError(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("read the body: %v; send fewer lines at once (%d MiB)", err, maxAdminBody>>20))
 		return
 	}
-	status, answer := g.accept(r.Context(), body, time.Now())
+	status, answer := g.accept(r.Context(), body, time.Now(), false)
 	writeJSON(w, status, answer)
 }
 
 // accept applies the lines of a body, as far as they are good. Its answer says
-// whether that holds for the fleet, or for this gateway alone.
-func (g *gateway) accept(ctx context.Context, body []byte, now time.Time) (status int, answer map[string]any) {
+// whether that holds for the fleet, or for this gateway alone. forwarded is whether
+// another gateway sent them.
+func (g *gateway) accept(ctx context.Context, body []byte, now time.Time, forwarded bool) (status int, answer map[string]any) {
 	results, accepted := []lineResult{}, []denylist.Revocation{}
 	for i, line := range splitLines(body) {
 		if len(bytes.TrimSpace(line)) == 0 {
@@ -313,7 +314,7 @@ func (g *gateway) accept(ctx context.Context, body []byte, now time.Time) (statu
 	}
 	answer = map[string]any{"applied": len(accepted), "refused": len(results) - len(accepted), "lines": results}
 	if len(accepted) > 0 {
-		scope, err := g.revoke(ctx, accepted, now)
+		scope, err := g.revoke(ctx, accepted, now, forwarded)
 		answer["scope"] = scope.name
 		if scope.problem != "" {
 			answer["scope_problem"] = scope.problem
@@ -348,8 +349,10 @@ type scope struct {
 
 // revoke enforces the revocations, makes them durable, and hands them to the
 // fleet. Without room for all of them nothing is promised; with a journal that
-// cannot be written they are enforced all the same.
-func (g *gateway) revoke(ctx context.Context, rs []denylist.Revocation, now time.Time) (scope, error) {
+// cannot be written they are enforced all the same. What another gateway forwarded
+// and was known here goes no further, so that gateways which forward to each other
+// come to an end.
+func (g *gateway) revoke(ctx context.Context, rs []denylist.Revocation, now time.Time, forwarded bool) (scope, error) {
 	kept := make([]denylist.Revocation, len(rs))
 	for i, r := range rs {
 		kept[i] = r
@@ -364,7 +367,10 @@ func (g *gateway) revoke(ctx context.Context, rs []denylist.Revocation, now time
 	g.metrics.Applied(time.Since(now))
 	written := g.journal.Append(kept)
 	g.fleet.publish(news)
-	reach := g.reach(ctx, rs)
+	reach := scope{name: "fleet"}
+	if !forwarded || len(news) > 0 {
+		reach = g.reach(ctx, rs)
+	}
 	for _, r := range rs {
 		g.log.Info("revoked", "issuer", r.Issuer, "kind", r.Kind.String(), "reason", r.Reason, "durable", written == nil, "scope", reach.name)
 	}
@@ -398,7 +404,7 @@ func (g *gateway) revokeToken(ctx context.Context, c *token.Claims) error {
 	if g.list.Check(c, time.Now()) != 0 && !g.undurable.Load() {
 		return nil
 	}
-	_, err := g.revoke(ctx, []denylist.Revocation{{Issuer: c.Issuer.URL(), Kind: token.KindToken, Value: c.TokenID, Expiry: c.Expiry, Reason: "signed out"}}, time.Now())
+	_, err := g.revoke(ctx, []denylist.Revocation{{Issuer: c.Issuer.URL(), Kind: token.KindToken, Value: c.TokenID, Expiry: c.Expiry, Reason: "signed out"}}, time.Now(), false)
 	return err
 }
 

@@ -334,7 +334,7 @@ func (g *gateway) acceptForwarded(ctx context.Context, body []byte) (int, any) {
 	if g.journal == nil {
 		return http.StatusServiceUnavailable, map[string]string{"error": errNoState.Error()}
 	}
-	return g.accept(ctx, body, time.Now())
+	return g.accept(ctx, body, time.Now(), true)
 }
 
 // fleetConfig checks what the configuration says about other gateways, and reads
