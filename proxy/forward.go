@@ -55,7 +55,7 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 	upload.patience, upload.giveUp = rt.Upstream.patience, cancel
 	var st *stream
 	if p.claims != nil {
-		st = &stream{claims: p.claims, began: rec.Time, writer: rw, cancel: cancel}
+		st = &stream{claims: p.claims, began: rec.Time, until: p.claims.Until(), writer: rw}
 		defer h.live.add(s, st)()
 	}
 	sent := time.Now()
@@ -82,6 +82,9 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		ModifyResponse: func(res *http.Response) error {
 			rec.Waited = time.Since(sent)
 			h.checkResponse(s, res, ctx, rec, p)
+			if rw.grpc = rw.http2 && st != nil && isGRPC(res.Header.Get("Content-Type")); rw.grpc {
+				res.Body = &closing{res.Body, res, st}
+			}
 			if isStream = streams(res); isStream {
 				h.streams.Add(1)
 			}
@@ -111,13 +114,14 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		}
 		if cause := st.cut(); cause != NotCut {
 			rec.Cut = cause.String()
+			rw.abort()
 		}
 	}()
 	rp.ServeHTTP(rw, r.WithContext(ctx))
 	switch {
 	case rec.Reason == decision.ClientGone && rw.status == 0:
 		panic(http.ErrAbortHandler) // returning would tell whoever is still there 200
-	case rw.ended.Load() && rw.status != http.StatusSwitchingProtocols:
+	case rw.ended.Load() && rw.status != http.StatusSwitchingProtocols && !rw.grpc:
 		panic(http.ErrAbortHandler) // cut while it was answered: the connection is of no use any more, see revive
 	}
 }
@@ -227,6 +231,35 @@ func cleanseTrailer(trailer http.Header) {
 			delete(trailer, name)
 		}
 	}
+}
+
+// A closing body ends a gRPC call that was cut with a status in place of a reset,
+// which a client would take for a fault of the network.
+type closing struct {
+	io.ReadCloser
+	res    *http.Response
+	stream *stream
+}
+
+func (b *closing) Read(p []byte) (n int, err error) {
+	cause := b.stream.cut()
+	if cause == NotCut {
+		if n, err = b.ReadCloser.Read(p); err == nil || err == io.EOF {
+			return n, err
+		}
+		if cause = b.stream.cut(); cause == NotCut {
+			return n, err
+		}
+	}
+	b.res.Trailer = http.Header{"Grpc-Status": {cause.grpcStatus()}, "Grpc-Message": {"cut: " + cause.String()}}
+	return 0, io.EOF
+}
+
+// isGRPC tells gRPC, whose status stands in the trailers, from gRPC-Web, where it
+// is part of the body.
+func isGRPC(contentType string) bool {
+	rest, ok := strings.CutPrefix(contentType, "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
 
 // streams tells whether the response has no foreseeable end.

@@ -71,7 +71,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec := &decision.Record{Time: time.Now(), Generation: s.Generation}
 	rw := &writer{ResponseWriter: w, control: http.NewResponseController(w), timeout: s.Limits.IdleTimeout, http2: r.ProtoMajor >= 2, http10: r.ProtoMajor == 1 && r.ProtoMinor == 0,
 		// net/http drops Transfer-Encoding from HTTP/1.0 and would take the body for the next request.
-		last: r.ProtoMajor == 1 && r.ProtoMinor == 0}
+		final: r.ProtoMajor == 1 && r.ProtoMinor == 0}
 	h.inflight.Add(1)
 	defer h.finish(s, rw, r, rec)
 

@@ -98,7 +98,7 @@ func FuzzEncodeValue(f *testing.F) {
 	})
 }
 
-func testIssuer(t *testing.T) *token.Issuer {
+func testIssuer(t testing.TB) *token.Issuer {
 	t.Helper()
 	i, err := token.NewIssuer(token.IssuerConfig{Name: "corp", Issuer: "https://corp.test", Audiences: []string{"app"}}, nil, nil)
 	if err != nil {

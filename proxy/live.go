@@ -2,8 +2,11 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
+	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,23 +63,42 @@ func (c Cause) reason() decision.Reason {
 	return decision.Overloaded // max_age and shutdown: another gateway, or another try, may do
 }
 
+// grpcStatus is the code that ends a gRPC call: UNAUTHENTICATED, or UNAVAILABLE
+// where another try may do.
+func (c Cause) grpcStatus() string {
+	if c == CutRevoked || c == CutExpired {
+		return "16"
+	}
+	return "14"
+}
+
 // live holds the requests in progress that a token let in. A decision holds for
 // as long as its token does, not for as long as the connection: WebSockets, event
 // streams, gRPC calls, downloads and uploads are asked about again whenever
-// something is revoked, and once a second for what time alone changes.
+// something is revoked, and every few milliseconds for what time alone changes.
+//
+// An index from what a revocation names to the requests was refused: every request
+// would pay for its upkeep, and asking about ten thousand again takes a few
+// milliseconds. What must never be is that cutting one waits for its client, as all
+// others stand behind it: cut only tells, and the request's own goroutine ends it.
 type live struct {
+	parts [64]part // so that a look at all holds up a new request for a fraction of it
+	turn  atomic.Uint32
+	cuts  [Causes + 1]atomic.Uint64
+}
+
+type part struct {
 	mu   sync.Mutex
 	open map[*stream]struct{}
-	cuts [Causes + 1]atomic.Uint64
 }
 
 // A stream is one request in progress.
 type stream struct {
 	claims *token.Claims
 	began  time.Time
-	doomed time.Time // when it was first seen revoked; used by watch alone
+	until  time.Time // when its token is no longer accepted
+	doomed time.Time // when it was first seen revoked; guarded by the part's mu
 	writer *writer
-	cancel context.CancelFunc
 	cause  atomic.Uint32 // a Cause
 }
 
@@ -89,49 +111,52 @@ func (st *stream) cut() Cause {
 }
 
 // add registers a request until the returned function is called. Whoever was
-// revoked between the decision and now is cut at once: the watcher looked too early.
+// revoked between the decision and now is found here: the watcher looked too early.
 func (l *live) add(s *Snapshot, st *stream) (done func()) {
-	l.mu.Lock()
-	if l.open == nil {
-		l.open = map[*stream]struct{}{}
+	p := &l.parts[l.turn.Add(1)%uint32(len(l.parts))]
+	p.mu.Lock()
+	if p.open == nil {
+		p.open = map[*stream]struct{}{}
 	}
-	l.open[st] = struct{}{}
-	l.mu.Unlock()
-	if s.Streams.Grace == 0 && s.Denied.Check(st.claims, st.began) != 0 {
-		l.cut(st, CutRevoked)
+	p.open[st] = struct{}{}
+	// Held while asking: what is revoked before is found now, what is revoked later
+	// by the watcher, who comes to this part after it.
+	if cause := st.check(s.Denied, s.Streams, st.began); cause != NotCut {
+		l.cut(st, cause)
 	}
+	p.mu.Unlock()
 	return func() {
-		l.mu.Lock()
-		delete(l.open, st)
-		l.mu.Unlock()
+		p.mu.Lock()
+		delete(p.open, st)
+		p.mu.Unlock()
 	}
 }
 
-// scan cuts what may not go on.
-func (l *live) scan(s *Snapshot, now time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for st := range l.open {
-		if st.cause.Load() != 0 {
-			continue
+// scan cuts what may not go on. With a nil list it asks only what time has changed.
+func (l *live) scan(list *denylist.List, limits Streams, now time.Time) {
+	for i := range l.parts {
+		p := &l.parts[i]
+		p.mu.Lock()
+		for st := range p.open {
+			if st.cause.Load() != 0 {
+				continue
+			}
+			if cause := st.check(list, limits, now); cause != NotCut {
+				l.cut(st, cause)
+			}
 		}
-		if cause := st.check(s.Denied, s.Streams, now); cause != NotCut {
-			l.cut(st, cause)
-		}
+		p.mu.Unlock()
 	}
 }
 
 func (st *stream) check(list *denylist.List, limits Streams, now time.Time) Cause {
-	if list.Check(st.claims, now) != 0 {
-		if st.doomed.IsZero() {
-			st.doomed = now
-		}
-		if now.Sub(st.doomed) >= limits.Grace {
-			return CutRevoked
-		}
+	if st.doomed.IsZero() && list != nil && list.Check(st.claims, now) != 0 {
+		st.doomed = now
 	}
-	switch leeway := *st.claims.Issuer.Config().Leeway; {
-	case !limits.KeepExpired && !now.Before(st.claims.Expiry.Add(leeway)):
+	switch {
+	case !st.doomed.IsZero() && now.Sub(st.doomed) >= limits.Grace:
+		return CutRevoked
+	case !limits.KeepExpired && !now.Before(st.until):
 		return CutExpired
 	case limits.MaxAge > 0 && now.Sub(st.began) >= limits.MaxAge:
 		return CutMaxAge
@@ -139,49 +164,68 @@ func (st *stream) check(list *denylist.List, limits Streams, now time.Time) Caus
 	return NotCut
 }
 
-// cut ends the request: its upstream's side by the context, its client's side by
-// a close frame or by deadlines that have passed.
+// cut has the request end. It waits for nobody.
 func (l *live) cut(st *stream, cause Cause) {
 	if st.cause.CompareAndSwap(0, uint32(cause)) {
 		l.cuts[cause].Add(1)
-		st.writer.cut(cause) // first: whoever hears of the cancelling may revive the writer
-		st.cancel()
+		st.writer.cut(cause)
 	}
 }
 
 // Watch looks after requests in progress until the context ends: whenever changed
-// says that the denylist has grown, and each second.
+// says that the denylist has grown, and all the time for what has come to its end.
 func (h *Handler) Watch(ctx context.Context, changed <-chan struct{}) {
-	const pause = 5 * time.Millisecond // so that a flood of revocations costs one scan in so many
-	t := time.NewTicker(time.Second)
-	defer t.Stop()
+	const (
+		tick = 25 * time.Millisecond
+		most = 25 * time.Millisecond // that a revocation waits for the next look
+	)
+	often, seldom := time.NewTicker(tick), time.NewTicker(time.Second)
+	defer often.Stop()
+	defer seldom.Stop()
 	for {
+		s := h.current.Load()
+		list := s.Denied
 		select {
 		case <-ctx.Done():
 			return
-		case <-t.C:
 		case <-changed:
+		case <-seldom.C: // whatever changed without saying so
+		case <-often.C:
+			list = nil
 		}
-		h.live.scan(h.current.Load(), time.Now())
+		began := time.Now()
+		h.live.scan(list, s.Streams, began)
+		if list == nil {
+			continue
+		}
+		// A flood of revocations costs a tenth of one core while few requests are open,
+		// and a sixth with ten thousand; each still waits less than 50 ms.
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause):
+		case <-time.After(min(9*time.Since(began), most)):
 		}
 	}
 }
 
 // CutStreams ends every request in progress that a token let in.
 func (h *Handler) CutStreams() {
-	h.live.mu.Lock()
-	defer h.live.mu.Unlock()
-	for st := range h.live.open {
-		h.live.cut(st, CutShutdown)
+	for i := range h.live.parts {
+		p := &h.live.parts[i]
+		p.mu.Lock()
+		for st := range p.open {
+			h.live.cut(st, CutShutdown)
+		}
+		p.mu.Unlock()
 	}
 }
 
 // Cuts counts the requests that were cut, by cause.
 func (h *Handler) Cuts(cause Cause) uint64 { return h.live.cuts[cause].Load() }
+
+// moment is how long a client may take to let what is being sent come to an end
+// that it understands. A client that reads nothing cannot draw the cut out.
+const moment = 20 * time.Millisecond
 
 // A hijacked connection has become a WebSocket, the one protocol that may be
 // switched to. It follows the frames that go to the client, so that it knows when
@@ -190,50 +234,117 @@ type hijacked struct {
 	net.Conn
 	gone   context.CancelFunc // ends the upstream's side
 	opened atomic.Bool        // the handshake was answered
-	mu     sync.Mutex
+	cause  atomic.Uint32      // a Cause
+	mu     sync.Mutex         // held while writing
 	frames frames
 }
 
 // farewell is how long an upstream may go on after the client has closed its side.
 const farewell = 5 * time.Second
 
-// Read passes frames from the client on. An upstream that takes no notice of the
-// client's end would be waited for without end.
+// Read passes frames from the client on; after a cut it takes them and passes
+// nothing on. An upstream that takes no notice of the client's end would be waited
+// for without end.
 func (c *hijacked) Read(b []byte) (int, error) {
 	c.opened.Store(true)
-	n, err := c.Conn.Read(b)
-	if err != nil {
-		time.AfterFunc(farewell, c.gone)
+	for {
+		n, err := c.Conn.Read(b)
+		if err != nil {
+			time.AfterFunc(farewell, c.gone)
+		}
+		if c.cause.Load() == 0 {
+			return n, err
+		}
+		if err != nil {
+			return 0, err
+		}
 	}
-	return n, err
 }
 
-// Write passes frames on.
+// Write passes frames on; after a cut no more than ends the one that has begun.
 func (c *hijacked) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.cause.Load() != 0 {
+		if b = b[:c.frames.rest(b)]; len(b) == 0 {
+			return 0, errCut
+		}
+	}
 	n, err := c.Conn.Write(b)
 	c.frames.follow(b[:n])
+	if err == nil && c.cause.Load() != 0 && c.frames.between() {
+		err = errCut
+	}
 	return n, err
 }
 
-// end closes the connection; the client is told why (RFC 6455 section 7.4.1: 1008
-// policy violation, 1001 going away) unless that would fall into a frame.
-func (c *hijacked) end(cause Cause) {
-	if c.opened.Load() && c.mu.TryLock() { // else a write is stuck at a client that does not read
-		if c.frames.between() {
-			code := uint16(1008)
-			if cause == CutShutdown {
-				code = 1001
-			}
-			text := cause.String()
-			frame := append(binary.BigEndian.AppendUint16([]byte{0x88, byte(2 + len(text))}, code), text...)
-			c.Conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-			c.Conn.Write(frame)
-		}
+// cut has the connection end as soon as no frame is being sent, at the latest in a
+// moment. What it sets going ends in Close, which ReverseProxy calls.
+func (c *hijacked) cut(cause Cause) {
+	c.cause.Store(uint32(cause))
+	c.Conn.SetWriteDeadline(time.Now().Add(moment))
+	if c.mu.TryLock() {
+		between := c.frames.between()
 		c.mu.Unlock()
+		if between {
+			c.gone()
+			return
+		}
 	}
-	c.Conn.Close()
+	time.AfterFunc(moment, c.gone)
+}
+
+// Close closes the connection. After a cut the client is told why first.
+func (c *hijacked) Close() error {
+	cause := Cause(c.cause.Load())
+	if cause == NotCut {
+		return c.Conn.Close()
+	}
+	if !c.tell(cause) {
+		return reset(c.Conn)
+	}
+	// Closing now, while the client may be sending, would reset the connection, and
+	// the frame could be lost: the client gets time to answer it.
+	const answer = 500 * time.Millisecond
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+	}
+	c.Conn.SetReadDeadline(time.Now().Add(answer))
+	if _, err := io.Copy(io.Discard, c.Conn); err != nil {
+		return reset(c.Conn)
+	}
+	return c.Conn.Close()
+}
+
+// tell sends a close frame (RFC 6455 section 7.4.1: 1008 policy violation, 1001
+// going away) unless it would fall into another one.
+func (c *hijacked) tell(cause Cause) bool {
+	c.mu.Lock() // whoever writes has a deadline since the cut
+	defer c.mu.Unlock()
+	if !c.opened.Load() || !c.frames.between() {
+		return false
+	}
+	code := uint16(1008)
+	if cause == CutShutdown {
+		code = 1001
+	}
+	text := cause.String()
+	frame := append(binary.BigEndian.AppendUint16([]byte{0x88, byte(2 + len(text))}, code), text...)
+	c.Conn.SetWriteDeadline(time.Now().Add(moment))
+	_, err := c.Conn.Write(frame)
+	return err == nil
+}
+
+// reset closes a connection together with what waits in it for its client: one that
+// reads slowly would go on receiving, megabytes after the cut.
+func reset(conn net.Conn) error {
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn() // its own Close would try to say goodbye, for 5 s
+	}
+	if tcp, ok := conn.(interface{ SetLinger(int) error }); ok {
+		tcp.SetLinger(0)
+	}
+	return conn.Close()
 }
 
 // frames follows a sequence of WebSocket frames (RFC 6455 section 5.2) without
@@ -248,20 +359,32 @@ func (f *frames) between() bool { return len(f.header) == 0 && f.left == 0 }
 
 func (f *frames) follow(b []byte) {
 	for len(b) > 0 {
-		if f.left > 0 {
-			n := min(f.left, uint64(len(b)))
-			f.left -= n
-			b = b[n:]
-			continue
-		}
-		f.header = append(f.header, b[0])
-		b = b[1:]
-		if len(f.header) < 2 || len(f.header) < f.headerSize() {
-			continue
-		}
+		b = b[f.step(b):]
+	}
+}
+
+// rest is how many bytes of b belong to the frame that has begun.
+func (f *frames) rest(b []byte) (n int) {
+	ahead := frames{slices.Clone(f.header), f.left}
+	for !ahead.between() && n < len(b) {
+		n += ahead.step(b[n:])
+	}
+	return n
+}
+
+// step takes what is next, which never reaches beyond the end of a frame.
+func (f *frames) step(b []byte) int {
+	if f.left > 0 {
+		n := min(f.left, uint64(len(b)))
+		f.left -= n
+		return int(n)
+	}
+	f.header = append(f.header, b[0])
+	if len(f.header) >= 2 && len(f.header) == f.headerSize() {
 		f.left = f.payload()
 		f.header = f.header[:0]
 	}
+	return 1
 }
 
 func (f *frames) headerSize() int {

@@ -20,8 +20,9 @@ type writer struct {
 	timeout time.Duration
 	http2   bool
 	http10  bool
+	grpc    bool // the answer can end with a status; set before it begins
 	status  int  // 0: nothing is sent yet
-	last    bool // close the connection behind the answer
+	final   bool // close the connection behind the answer
 	bytes   int64
 	upload  *body              // nil: the upstream gets none
 	cancel  context.CancelFunc // ends the upstream's side
@@ -40,8 +41,17 @@ func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 func (w *writer) begin() {
 	w.control.SetWriteDeadline(time.Now().Add(w.timeout))
 	if w.ended.Load() {
-		w.control.SetWriteDeadline(aLongTimeAgo())
+		w.control.SetWriteDeadline(w.last())
 	}
+}
+
+// last is until when an answer that was cut may be written to: one that can end
+// with a status gets a moment for it.
+func (w *writer) last() time.Time {
+	if w.grpc {
+		return time.Now().Add(moment)
+	}
+	return aLongTimeAgo()
 }
 
 func (w *writer) after() {
@@ -59,12 +69,24 @@ func (w *writer) cut(cause Cause) {
 	// and looks at ended then; here it is the other way round.
 	w.ended.Store(true)
 	if conn := w.conn.Load(); conn != nil {
-		conn.end(cause)
+		conn.cut(cause)
 		return
 	}
 	w.control.SetReadDeadline(aLongTimeAgo())
 	if w.started.Load() {
-		w.control.SetWriteDeadline(aLongTimeAgo())
+		w.control.SetWriteDeadline(w.last())
+	}
+	w.cancel() // last: whoever hears of it may revive the writer
+}
+
+// abort drops the connection of an answer that was cut, with all that waits in it.
+// On HTTP/2 the deadline has reset the stream, and the connection serves others.
+func (w *writer) abort() {
+	if w.http2 || !w.started.Load() || !w.ended.Load() {
+		return
+	}
+	if conn, _, err := w.control.Hijack(); err == nil {
+		reset(conn)
 	}
 }
 
@@ -73,7 +95,7 @@ func (w *writer) cut(cause Cause) {
 // that went away, and would cancel whatever request comes next, be it another
 // user's behind a shared proxy.
 func (w *writer) revive() {
-	w.last = !w.http2
+	w.final = !w.http2
 	w.ended.Store(false)
 }
 
@@ -94,7 +116,7 @@ func (w *writer) skipBody(r *http.Request) {
 		}
 	}
 	w.control.EnableFullDuplex() // answer now
-	w.last = true
+	w.final = true
 }
 
 // leftover is how long the server may read, after the answer, what is left of a
@@ -130,7 +152,7 @@ func (w *writer) WriteHeader(status int) {
 			// server sees to that by itself only without full duplex.
 			w.Header().Set("Connection", "close")
 		}
-		if w.last {
+		if w.final {
 			w.Header().Set("Connection", "close")
 		}
 		w.started.Store(true)
@@ -176,6 +198,9 @@ func (w *writer) FlushError() error {
 // Hijack hands the connection over for a protocol switch; the server has cleared
 // its deadlines.
 func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	if w.ended.Load() {
+		return nil, nil, errCut // it can still be refused
+	}
 	conn, rw, err := w.control.Hijack()
 	if err != nil {
 		return nil, nil, err
@@ -184,7 +209,7 @@ func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	h := &hijacked{Conn: conn, gone: w.cancel}
 	w.conn.Store(h)
 	if w.ended.Load() {
-		conn.Close()
+		reset(conn)
 	}
 	return h, rw, nil
 }

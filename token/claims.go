@@ -45,6 +45,13 @@ func (c *Claims) ID(kind Kind) (ID, bool) {
 	return id, id != ID{}
 }
 
+// Until is when the token is no longer accepted: its exp, and the leeway that it is
+// held to.
+func (c *Claims) Until() time.Time {
+	_, leeway := c.Issuer.limits(c.IssuedAt)
+	return c.Expiry.Add(leeway)
+}
+
 // Value is the claim that the issuer's claims mapping keeps under this logical
 // name, else the one at this dotted path (see ParsePath). It is nil if the token
 // lacks it, else a string, json.Number, bool, []any or map[string]any, which the

@@ -121,8 +121,7 @@ func (v *Verifier) Verify(ctx context.Context, raw string, accept []string, now 
 	if refused != nil {
 		return nil, refused
 	}
-	_, leeway := issuer.limits(c.IssuedAt)
-	v.cache.set(&entry{digest, c, keys.generation}, c.Expiry.Add(leeway).Sub(now))
+	v.cache.set(&entry{digest, c, keys.generation}, c.Until().Sub(now))
 	return c, nil
 }
 
