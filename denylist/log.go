@@ -198,12 +198,17 @@ type Reading struct {
 }
 
 // Read is what comes after some places, at most about max bytes of it. It is false
-// if some of that is not kept any more, or the places are not of these chains: then
-// only a snapshot helps. Heartbeats come with the last of the records. changed is
+// if some of that is not kept any more, or one of the places is not of these chains,
+// whose end may have been handed on here once: then only a snapshot helps. Heartbeats come with the last of the records. changed is
 // closed when there is more.
 func (l *Log) Read(after []Head, max int) (reading Reading, changed <-chan struct{}, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for _, at := range after {
+		if l.chains[at.Source] == nil {
+			return Reading{}, nil, false
+		}
+	}
 	size, full := 0, false
 	for source, k := range l.chains {
 		i := slices.IndexFunc(after, func(h Head) bool { return h.Source == source })
@@ -269,6 +274,16 @@ func NewWriter(log *Log, key ed25519.PrivateKey, from Head, incomplete bool, now
 	log.list("", []string{source})
 	w.write([][]byte{}, from, now)
 	return w
+}
+
+// Renew begins a new chain that nobody can go on to without a snapshot: what was
+// handed on here beside it is not handed on any more, and followers may not have
+// come to its end.
+func (w *Writer) Renew(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.head.Epoch, w.head.Number, w.hash = max(now.UnixMilli(), w.head.Epoch+1), 0, Hash{}
+	w.write([][]byte{}, Head{Source: w.head.Source}, now)
 }
 
 // Source is the name under which it writes.

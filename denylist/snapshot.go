@@ -29,6 +29,7 @@ import (
 //	  cutoff, kind 0x80 + 2 (sid) to 5 (iss): id (16), until (4), by iat (8), by auth_time (8),
 //	    number of those with exceptions (1), each: time (8), 1 if by auth_time (1), number of ids (1), ids (16 each)
 //	an empty block of kind 0
+//	footer (JSON, see SnapshotFooter), its length (4 bytes)
 //	SHA-256 of all of the above (32)
 //	length of the signature (1): 0, or 64 and the Ed25519 signature of "durward snapshot" and that hash
 //
@@ -52,10 +53,15 @@ type SnapshotHeader struct {
 	Retention map[string]int64 `json:"retention"`
 	// Places are how far the sources' chains are part of it.
 	Places []Place `json:"places,omitempty"`
-	// Feeds are the same by feed, and Own is the chain that the gateway itself writes:
-	// for its own next start.
+	// Feeds are the same by feed, for the gateway's own next start.
 	Feeds map[string][]Place `json:"feeds,omitempty"`
-	Own   *Place             `json:"own,omitempty"`
+}
+
+// A SnapshotFooter is what is known only once a snapshot was taken.
+type SnapshotFooter struct {
+	// Own is a place in the chain that the gateway itself writes by which everything in
+	// the snapshot was said, by this chain or another. Its next chain goes on from there.
+	Own *Place `json:"own,omitempty"`
 }
 
 // MarshalText is the hash in hexadecimal.
@@ -81,9 +87,9 @@ func (is Issuers) retentions() map[string]int64 {
 }
 
 // WriteSnapshot writes everything that the list holds. The header's places must
-// have been taken before: what is added meanwhile may be part of it or not. A nil
-// key signs nothing.
-func WriteSnapshot(to io.Writer, l *List, header SnapshotHeader, key ed25519.PrivateKey) error {
+// have been taken before: what is added meanwhile may be part of it or not. The
+// footer is asked for afterwards. A nil key signs nothing.
+func WriteSnapshot(to io.Writer, l *List, header SnapshotHeader, footer func() SnapshotFooter, key ed25519.PrivateKey) error {
 	header.Entries = l.Stats().Total
 	header.Retention = l.Issuers().retentions()
 	text, err := json.Marshal(header)
@@ -106,6 +112,12 @@ func WriteSnapshot(to io.Writer, l *List, header SnapshotHeader, key ed25519.Pri
 	}
 	b.flush()
 	b.to.Write([]byte{0, 0, 0})
+	text, err = json.Marshal(footer())
+	if err != nil {
+		return err
+	}
+	b.to.Write(text)
+	b.to.Write(binary.BigEndian.AppendUint32(nil, uint32(len(text))))
 	hash := sum.Sum(nil)
 	out.Write(hash)
 	if key == nil {
@@ -165,6 +177,7 @@ func appendCutoff(b []byte, c Cutoff) []byte {
 // A Snapshot is a file that was found to be as it was written. Close it.
 type Snapshot struct {
 	SnapshotHeader
+	SnapshotFooter
 	file   *os.File
 	blocks int64 // where they begin
 }
@@ -198,12 +211,13 @@ func (s *Snapshot) check(keys Keys) error {
 		return err
 	}
 	var hash, signature []byte
+	last := info.Size() - sha256.Size - 1 // where the contents end
 	switch {
 	case len(end) < maxTrailer:
 		return errBrokenSnapshot
 	case end[sha256.Size] == ed25519.SignatureSize && s.sums(info.Size()-maxTrailer, end[:sha256.Size]):
-		hash, signature = end[:sha256.Size], end[sha256.Size+1:]
-	case end[len(end)-1] == 0 && s.sums(info.Size()-sha256.Size-1, end[len(end)-1-sha256.Size:len(end)-1]):
+		hash, signature, last = end[:sha256.Size], end[sha256.Size+1:], info.Size()-maxTrailer
+	case end[len(end)-1] == 0 && s.sums(last, end[len(end)-1-sha256.Size:len(end)-1]):
 	default:
 		return errBrokenSnapshot
 	}
@@ -214,16 +228,29 @@ func (s *Snapshot) check(keys Keys) error {
 	if _, err := s.file.ReadAt(start, 0); err != nil || string(start[:len(snapshotMagic)]) != snapshotMagic {
 		return errors.New("it is of another kind or version")
 	}
-	length := binary.BigEndian.Uint32(start[len(snapshotMagic):])
-	if length > maxHeader {
+	length := int64(binary.BigEndian.Uint32(start[len(snapshotMagic):]))
+	s.blocks = int64(len(start)) + length
+	if err := s.json(&s.SnapshotHeader, int64(len(start)), length); err != nil {
+		return err
+	}
+	var size [4]byte
+	if _, err := s.file.ReadAt(size[:], last-int64(len(size))); err != nil {
+		return err
+	}
+	length = int64(binary.BigEndian.Uint32(size[:]))
+	return s.json(&s.SnapshotFooter, last-int64(len(size))-length, length)
+}
+
+// json reads the JSON that stands somewhere in the file.
+func (s *Snapshot) json(into any, at, length int64) error {
+	if at < int64(len(snapshotMagic)) || length > maxHeader {
 		return errBrokenSnapshot
 	}
 	text := make([]byte, length)
-	if _, err := s.file.ReadAt(text, int64(len(start))); err != nil {
+	if _, err := s.file.ReadAt(text, at); err != nil {
 		return errBrokenSnapshot
 	}
-	s.blocks = int64(len(start)) + int64(length)
-	return json.Unmarshal(text, &s.SnapshotHeader)
+	return json.Unmarshal(text, into)
 }
 
 // sums is whether the hash is that of the file up to there.
@@ -368,12 +395,12 @@ func (r *blockReader) cutoff() Cutoff {
 }
 
 // SaveSnapshot replaces the file as a whole or not at all, and durably.
-func SaveSnapshot(path string, l *List, header SnapshotHeader) error {
+func SaveSnapshot(path string, l *List, header SnapshotHeader, footer func() SnapshotFooter) error {
 	tmp, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	err = errors.Join(WriteSnapshot(tmp, l, header, nil), tmp.Sync(), tmp.Close())
+	err = errors.Join(WriteSnapshot(tmp, l, header, footer, nil), tmp.Sync(), tmp.Close())
 	if err == nil {
 		err = os.Rename(tmp.Name(), path)
 	}

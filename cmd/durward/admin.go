@@ -358,17 +358,21 @@ func (g *gateway) revoke(ctx context.Context, rs []denylist.Revocation, now time
 		kept[i] = r
 		kept[i].Expiry = g.list.Retention(r, now)
 	}
-	news, err := g.list.Add(rs, now)
-	if err != nil {
-		g.fleet.publish(news)
+	known := true
+	var written error
+	if err := g.fleet.learn(func() (news []denylist.Revocation, err error) {
+		if news, err = g.list.Add(rs, now); err == nil {
+			g.metrics.Applied(time.Since(now))
+			written = g.journal.Append(kept)
+		}
+		known = len(news) == 0
+		return news, err
+	}); err != nil {
 		g.log.Error("a revocation could not be applied", "error", err)
 		return scope{name: "local"}, err
 	}
-	g.metrics.Applied(time.Since(now))
-	written := g.journal.Append(kept)
-	g.fleet.publish(news)
 	reach := scope{name: "fleet"}
-	if !forwarded || len(news) > 0 {
+	if !forwarded || !known {
 		reach = g.reach(ctx, rs)
 	}
 	for _, r := range rs {

@@ -178,7 +178,10 @@ func (c *command) catchUp(ctx context.Context, b *built) {
 // readOnce reads a feed until it is in step, for one question.
 func (f *feed) readOnce(ctx context.Context, list *denylist.List, b *built, log *slog.Logger) error {
 	if f.config.HTTP == nil {
-		return filefeed.Read(f.config.File, list, f.source, func([]denylist.Revocation) {}, time.Now())
+		return filefeed.Read(f.config.File, list, f.source, func(rs []denylist.Revocation, now time.Time) error {
+			_, err := f.source.Apply(rs, now)
+			return err
+		}, time.Now())
 	}
 	if err := f.open(list, b, nil, nil, nil, log); err != nil {
 		return err

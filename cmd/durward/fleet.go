@@ -36,6 +36,10 @@ type fleet struct {
 	path    string // of the snapshot; "" without a state directory
 	broken  string // why the snapshot of the last run could not be used
 
+	// learning is held, by any number, from when something is enforced until it is
+	// published, and by nobody else at the moment in which a snapshot notes how far
+	// this gateway's own chain says what is in it.
+	learning sync.RWMutex
 	restored map[string][]denylist.Place // by feed: where the last run stood
 	hub      forwarding
 }
@@ -81,11 +85,16 @@ func (f *fleet) lose(err error) {
 	f.log.Error("the snapshot of the denylist cannot be used; what it held and no feed says again is not enforced", "error", err)
 }
 
-// publish hands on what this gateway learned from its operators and its files.
-func (f *fleet) publish(news []denylist.Revocation) {
+// learn enforces what this gateway learned from its operators and its files, and
+// hands it on.
+func (f *fleet) learn(enforce func() (news []denylist.Revocation, err error)) error {
+	f.learning.RLock()
+	defer f.learning.RUnlock()
+	news, err := enforce()
 	if f.writer != nil && len(news) > 0 {
 		f.writer.Publish(news, time.Now())
 	}
+	return err
 }
 
 // save writes the snapshot if something was added since the last one.
@@ -101,11 +110,18 @@ func (f *fleet) save(feeds map[string]*feed, saved *uint64) {
 			header.Feeds[name] = feed.follower.Places()
 		}
 	}
-	if f.writer != nil {
-		own := f.writer.Place()
-		header.Own = &own
+	// The own place last, when all that is part of it was published: a follower that
+	// has come there has it all, and needs no snapshot to go on to the next chain.
+	footer := func() (at denylist.SnapshotFooter) {
+		if f.writer != nil {
+			f.learning.Lock()
+			own := f.writer.Place()
+			f.learning.Unlock()
+			at.Own = &own
+		}
+		return at
 	}
-	if err := denylist.SaveSnapshot(f.path, f.list, header); err != nil {
+	if err := denylist.SaveSnapshot(f.path, f.list, header, footer); err != nil {
 		f.log.Error("the snapshot of the denylist cannot be written; a restart will know less until the feeds are read", "error", err)
 		return
 	}
@@ -194,7 +210,7 @@ func (g *gateway) follow(ctx context.Context, config FeedConfig, b *built) *feed
 	life, stop := context.WithCancel(ctx)
 	f := &feed{config: config, source: g.list.Candidate(config.Name, b.config.Denylist.Lease), stop: stop}
 	if config.HTTP == nil {
-		g.run(func() { filefeed.Run(life, config.File, g.list, f.source, g.fleet.publish, g.log) })
+		g.run(func() { filefeed.Run(life, config.File, g.list, f.source, g.fleet.into(f.source), g.log) })
 		return f
 	}
 	if err := f.open(g.list, b, g.fleet.records, g.fleet.restored[config.Name], g.metrics.Applied, g.log); err != nil {
@@ -203,6 +219,13 @@ func (g *gateway) follow(ctx context.Context, config FeedConfig, b *built) *feed
 	}
 	g.run(func() { f.http.Run(life) })
 	return f
+}
+
+// into enforces what a file says, and hands it on.
+func (f *fleet) into(source *denylist.Source) filefeed.Apply {
+	return func(rs []denylist.Revocation, now time.Time) error {
+		return f.learn(func() ([]denylist.Revocation, error) { return source.Apply(rs, now) })
+	}
 }
 
 // open makes the parts of an HTTP feed.

@@ -162,8 +162,11 @@ func (g *gateway) use(ctx context.Context, b *built) []problem {
 		if wanted[f.config.Name] != f {
 			g.list.Remove(f.source)
 			f.stop()
-			if g.fleet.records != nil && wanted[f.config.Name] == nil {
-				g.fleet.records.Leave(f.config.Name)
+			if f.follower != nil && g.fleet.records != nil {
+				if wanted[f.config.Name] == nil {
+					g.fleet.records.Leave(f.config.Name)
+				}
+				g.fleet.writer.Renew(time.Now())
 			}
 		}
 	}
@@ -246,7 +249,7 @@ func (g *gateway) readAgain(prev, next *built, feeds map[string]*feed) (wrong []
 			}
 			continue
 		}
-		if err := filefeed.Read(f.config.File, g.list, f.source, g.fleet.publish, time.Now()); err != nil {
+		if err := filefeed.Read(f.config.File, g.list, f.source, g.fleet.into(f.source), time.Now()); err != nil {
 			wrong = append(wrong, problem{next.config.path, 0, fmt.Sprintf("denylist.feeds: %q cannot be read for the new issuer: %v", name, err)})
 		}
 	}

@@ -174,11 +174,9 @@ func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
 		}
 	}
 	g.fleet = newFleet(b, g.list, g.log, time.Now())
-	news, err := g.list.Add(held, time.Now())
-	if err != nil {
+	if err := g.fleet.learn(func() ([]denylist.Revocation, error) { return g.list.Add(held, time.Now()) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("replay the journal: %w", err), g.close())
 	}
-	g.fleet.publish(news)
 	if slices.ContainsFunc(b.config.Denylist.Feeds, func(f FeedConfig) bool { return f.ForwardRevocations }) {
 		g.fleet.hub.later(lines(held)) // whether a hub has taken them is not known
 	}

@@ -42,10 +42,10 @@ type Config struct {
 
 // Run follows the file until the context ends, and returns nil. Every look at it
 // that succeeds is a sign of life. It logs when the file is lost and when it is
-// back, and the first of the lines that are refused or clamped, once. publish is
-// told what the list learned from it, once that is enforced.
-func Run(ctx context.Context, path string, l *denylist.List, s *denylist.Source, publish func([]denylist.Revocation), log *slog.Logger) error {
-	r := newReader(path, l, s, publish)
+// back, and the first of the lines that are refused or clamped, once. What it reads
+// goes to apply, which does what [denylist.Source.Apply] does, and may do more.
+func Run(ctx context.Context, path string, l *denylist.List, s *denylist.Source, apply Apply, log *slog.Logger) error {
+	r := newReader(path, l, s, apply)
 	lost := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -71,10 +71,13 @@ func Run(ctx context.Context, path string, l *denylist.List, s *denylist.Source,
 	}
 }
 
+// Apply enforces revocations.
+type Apply func(rs []denylist.Revocation, now time.Time) error
+
 // Read reads the file once and whole. Lines that are refused are counted on the
 // source and are no error.
-func Read(path string, l *denylist.List, s *denylist.Source, publish func([]denylist.Revocation), now time.Time) error {
-	_, err := newReader(path, l, s, publish).look(now)
+func Read(path string, l *denylist.List, s *denylist.Source, apply Apply, now time.Time) error {
+	_, err := newReader(path, l, s, apply).look(now)
 	return err
 }
 
@@ -85,7 +88,7 @@ type reader struct {
 	path    string
 	list    *denylist.List
 	source  *denylist.Source
-	publish func([]denylist.Revocation)
+	enforce Apply
 	seed    maphash.Seed
 	issuers denylist.Issuers // that the lines were judged against
 
@@ -103,8 +106,8 @@ type progress struct {
 	marks  uint64 // the sum of the hashes of the lines to remark on: which they are, in any order
 }
 
-func newReader(path string, l *denylist.List, s *denylist.Source, publish func([]denylist.Revocation)) *reader {
-	return &reader{path: path, list: l, source: s, publish: publish, seed: maphash.MakeSeed()}
+func newReader(path string, l *denylist.List, s *denylist.Source, apply Apply) *reader {
+	return &reader{path: path, list: l, source: s, enforce: apply, seed: maphash.MakeSeed()}
 }
 
 // look reads the file if it may have changed, and tells the source how that went.
@@ -171,12 +174,8 @@ func (r *reader) apply(f *os.File, now time.Time) (*remarks, error) {
 		stuck bool  // progress cannot be told from here on
 	)
 	flush := func() {
-		news, err := r.source.Apply(rs, now)
-		if err != nil && full == nil {
+		if err := r.enforce(rs, now); err != nil && full == nil {
 			full = err
-		}
-		if len(news) > 0 {
-			r.publish(news)
 		}
 		rs = rs[:0]
 		if full == nil && !stuck {

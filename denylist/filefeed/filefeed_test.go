@@ -36,7 +36,7 @@ func newRig(t *testing.T, maxEntries int) *rig {
 	l := denylist.New(maxEntries)
 	l.SetIssuers(denylist.Issuers{{URL: corp, MaxLifetime: 24 * time.Hour}})
 	r := &rig{t: t, path: filepath.Join(t.TempDir(), "revoked.jsonl"), list: l, src: l.Source("local", lease)}
-	r.r = newReader(r.path, l, r.src, discard)
+	r.r = newReader(r.path, l, r.src, into(r.src))
 	return r
 }
 
@@ -132,7 +132,7 @@ func TestLines(t *testing.T) {
 		}
 		once := denylist.New(100)
 		once.SetIssuers(r.list.Issuers())
-		if err := Read(r.path, once, once.Source("once", lease), discard, time.Now()); err != nil {
+		if err := readInto(r.path, once, once.Source("once", lease)); err != nil {
 			t.Errorf("%s: %v", tt.name, err)
 		}
 		if got, want := once.Stats().Total, r.list.Stats().Total; got != want {
@@ -261,7 +261,7 @@ func TestNotAFile(t *testing.T) {
 		if st := r.src.Status(time.Now()); st.State != denylist.Syncing || !strings.Contains(st.Error, tt.want) {
 			t.Errorf("%s: %+v", tt.name, st)
 		}
-		if err := Read(r.path, r.list, r.src, discard, time.Now()); err == nil {
+		if err := readInto(r.path, r.list, r.src); err == nil {
 			t.Errorf("%s: read once without an error", tt.name)
 		}
 	}
@@ -376,7 +376,7 @@ func TestRun(t *testing.T) {
 		r := newRig(t, 100)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- Run(ctx, r.path, r.list, r.src, discard, r.logger()) }()
+		go func() { done <- Run(ctx, r.path, r.list, r.src, into(r.src), r.logger()) }()
 		expect := func(when string, after time.Duration, want denylist.State) {
 			t.Helper()
 			time.Sleep(after)
@@ -451,14 +451,14 @@ func BenchmarkRead(b *testing.B) {
 	s := l.Source("f", lease)
 	b.Run("whole", func(b *testing.B) {
 		for b.Loop() {
-			if err := Read(path, l, s, discard, time.Now()); err != nil {
+			if err := readInto(path, l, s); err != nil {
 				b.Fatal(err)
 			}
 		}
 		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/lines, "ns/line")
 	})
 	b.Run("known", func(b *testing.B) {
-		r := newReader(path, l, s, discard)
+		r := newReader(path, l, s, into(s))
 		for b.Loop() {
 			r.seen = nil
 			if _, err := r.look(time.Now()); err != nil {
@@ -469,5 +469,14 @@ func BenchmarkRead(b *testing.B) {
 	})
 }
 
-// discard publishes to nobody.
-func discard([]denylist.Revocation) {}
+// into enforces what is read, and nothing more.
+func into(s *denylist.Source) Apply {
+	return func(rs []denylist.Revocation, now time.Time) error {
+		_, err := s.Apply(rs, now)
+		return err
+	}
+}
+
+func readInto(path string, l *denylist.List, s *denylist.Source) error {
+	return Read(path, l, s, into(s), time.Now())
+}

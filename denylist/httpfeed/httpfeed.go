@@ -206,6 +206,7 @@ type endpoint struct {
 	static    bool      // a directory of files
 	known     bool      // static was found out
 	etag      string    // of the head of a directory of files
+	has       []string  // the sources that are handed on there; nil: not known yet
 	pollUntil time.Time // streams do not get through
 	lost      bool      // and that was logged
 }
@@ -282,8 +283,23 @@ func (e *endpoint) get(ctx context.Context, path string, header ...string) (*htt
 	return nil, fmt.Errorf("%s: %q", res.Status, bytes.TrimSpace(text))
 }
 
+// after says where to go on at this address. Other addresses may hand on sources
+// that this one never heard of.
 func (e *endpoint) after() string {
-	return "?after=" + url.QueryEscape(denylist.FormatHeads(e.follower.After()))
+	heads := slices.DeleteFunc(e.follower.After(), func(h denylist.Head) bool { return e.has != nil && !slices.Contains(e.has, h.Source) })
+	return "?after=" + url.QueryEscape(denylist.FormatHeads(heads))
+}
+
+// hands notes which sources are handed on at this address.
+func (e *endpoint) hands(next string) {
+	heads, err := denylist.ParseHeads(next)
+	if err != nil || len(heads) == 0 {
+		return
+	}
+	e.has = nil
+	for _, h := range heads {
+		e.has = append(e.has, h.Source)
+	}
 }
 
 // poll asks for what comes next, once.
@@ -309,6 +325,7 @@ func (e *endpoint) poll(ctx context.Context) error {
 		}
 	}
 	e.back()
+	e.hands(res.Header.Get("Revlog-Next"))
 	return e.follower.Take(lines, time.Now())
 }
 
@@ -330,7 +347,7 @@ func (e *endpoint) stream(ctx context.Context) error {
 	r := bufio.NewReaderSize(res.Body, 64<<10)
 	heard := false
 	for {
-		lines, err := readEvent(r)
+		lines, next, err := readEvent(r)
 		if err != nil {
 			if err = first(context.Cause(ctx), err); err == errSilent && !heard {
 				e.pollUntil = time.Now().Add(pollFor)
@@ -344,6 +361,7 @@ func (e *endpoint) stream(ctx context.Context) error {
 		heard = true
 		quiet.Reset(silence)
 		e.back()
+		e.hands(next)
 		if err := e.follower.Take(lines, time.Now()); err != nil {
 			return err
 		}
@@ -360,19 +378,22 @@ func first(cause, err error) error {
 	return err
 }
 
-// readEvent reads the data lines of one server-sent event.
-func readEvent(r *bufio.Reader) (lines [][]byte, err error) {
+// readEvent reads the data lines of one server-sent event, and its id.
+func readEvent(r *bufio.Reader) (lines [][]byte, id string, err error) {
 	size := 0
 	for {
 		line, err := readLine(r)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		if size += len(line); size > maxEvent {
-			return nil, fmt.Errorf("an event is longer than %d bytes", maxEvent)
+			return nil, "", fmt.Errorf("an event is longer than %d bytes", maxEvent)
 		}
 		if len(line) == 0 {
-			return lines, nil
+			return lines, id, nil
+		}
+		if text, ok := bytes.CutPrefix(line, []byte("id:")); ok {
+			id = string(bytes.TrimSpace(text))
 		}
 		if data, ok := bytes.CutPrefix(line, []byte("data:")); ok {
 			lines = append(lines, bytes.TrimPrefix(data, []byte(" ")))
@@ -475,7 +496,7 @@ func (e *endpoint) walk(ctx context.Context, at *head) error {
 	lost := e.behind(at)
 	if !lost {
 		for _, s := range at.Segments {
-			if e.has(s.Source, s.Epoch, s.Last) {
+			if e.holds(s.Source, s.Epoch, s.Last) {
 				continue
 			}
 			u, err := file(s.URL)
@@ -528,7 +549,7 @@ func (e *endpoint) behind(at *head) bool {
 	return false
 }
 
-func (e *endpoint) has(source string, epoch int64, number uint64) bool {
+func (e *endpoint) holds(source string, epoch int64, number uint64) bool {
 	return slices.ContainsFunc(e.follower.After(), func(h denylist.Head) bool {
 		return h.Source == source && (h.Epoch > epoch || h.Epoch == epoch && h.Number >= number)
 	})
@@ -565,8 +586,8 @@ func (e *endpoint) load(ctx context.Context, address string) error {
 	before := e.follower.Count(denylist.Resynced)
 	e.loading.Lock()
 	defer e.loading.Unlock()
-	if e.follower.Count(denylist.Resynced) != before {
-		return nil // by another address, meanwhile
+	if e.follower.Count(denylist.Resynced) != before && e.has == nil {
+		return nil // by another address, meanwhile, which may hand on the same sources
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -599,6 +620,10 @@ func (e *endpoint) load(ctx context.Context, address string) error {
 	defer s.Close()
 	if err := e.follower.Load(s); err != nil {
 		return err
+	}
+	e.has = []string{}
+	for _, p := range s.Places {
+		e.has = append(e.has, p.Source)
 	}
 	e.back()
 	e.log.Info("a snapshot of the revocation feed was loaded", "feed", e.source.Name(), "hub", e.base, "entries", s.Entries, "made", s.Made)

@@ -254,7 +254,7 @@ func (h *Hub) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 	// The places first: everything up to them is in the list by now.
 	header := denylist.SnapshotHeader{Made: time.Now().UTC(), Places: h.Log.Places()}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	denylist.WriteSnapshot(&patientWriter{w: w, control: http.NewResponseController(w)}, h.List, header, h.Key) // a follower sees by its hash that it was cut off
+	denylist.WriteSnapshot(&patientWriter{w: w, control: http.NewResponseController(w)}, h.List, header, func() (none denylist.SnapshotFooter) { return none }, h.Key) // a follower sees by its hash that it was cut off
 }
 
 // A patientWriter gives each write a deadline of its own.
