@@ -54,9 +54,14 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 	rw.cancel = cancel
 	upload.patience, upload.giveUp = rt.Upstream.patience, cancel
 	var st *stream
+	done := func() {}
 	if p.claims != nil {
+		if !rw.http2 {
+			rw.wire, _ = r.Context().Value(wireKey{}).(net.Conn)
+		}
 		st = &stream{claims: p.claims, began: rec.Time, until: p.claims.Until(), writer: rw}
-		defer h.live.add(s, st)()
+		done = h.live.add(s, st)
+		defer done()
 	}
 	sent := time.Now()
 	isStream := false
@@ -114,10 +119,10 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		}
 		if cause := st.cut(); cause != NotCut {
 			rec.Cut = cause.String()
-			rw.abort()
 		}
 	}()
 	rp.ServeHTTP(rw, r.WithContext(ctx))
+	done() // from here on nothing is cut any more: what comes next on the connection is another request
 	switch {
 	case rec.Reason == decision.ClientGone && rw.status == 0:
 		panic(http.ErrAbortHandler) // returning would tell whoever is still there 200

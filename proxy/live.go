@@ -301,7 +301,8 @@ func (c *hijacked) Close() error {
 		return c.Conn.Close()
 	}
 	if !c.tell(cause) {
-		return reset(c.Conn)
+		drop(c.Conn)
+		return c.Conn.Close()
 	}
 	// Closing now, while the client may be sending, would reset the connection, and
 	// the frame could be lost: the client gets time to answer it.
@@ -311,7 +312,7 @@ func (c *hijacked) Close() error {
 	}
 	c.Conn.SetReadDeadline(time.Now().Add(answer))
 	if _, err := io.Copy(io.Discard, c.Conn); err != nil {
-		return reset(c.Conn)
+		drop(c.Conn)
 	}
 	return c.Conn.Close()
 }
@@ -335,16 +336,33 @@ func (c *hijacked) tell(cause Cause) bool {
 	return err == nil
 }
 
-// reset closes a connection together with what waits in it for its client: one that
-// reads slowly would go on receiving, megabytes after the cut.
-func reset(conn net.Conn) error {
-	if secure, ok := conn.(*tls.Conn); ok {
-		conn = secure.NetConn() // its own Close would try to say goodbye, for 5 s
+// wireKey is the context key of a request's connection.
+type wireKey struct{}
+
+// ConnContext is for http.Server: it tells the handler which connection a request
+// came by. Without it the client of an answer that was cut still receives what waits
+// in the connection.
+func ConnContext(ctx context.Context, conn net.Conn) context.Context {
+	return context.WithValue(ctx, wireKey{}, conn)
+}
+
+// drop has the connection's Close discard what waits in it: a client that reads
+// slowly would go on receiving, megabytes after the cut. It waits for nothing, and
+// sees to it that Close does not either.
+func drop(conn net.Conn) {
+	secure, isTLS := conn.(*tls.Conn)
+	if isTLS {
+		conn = secure.NetConn()
 	}
-	if tcp, ok := conn.(interface{ SetLinger(int) error }); ok {
+	if tcp, ok := conn.(interface {
+		SetLinger(int) error
+		CloseWrite() error
+	}); ok {
 		tcp.SetLinger(0)
+		if isTLS {
+			tcp.CloseWrite() // else Close would try to say goodbye for up to 5 s
+		}
 	}
-	return conn.Close()
 }
 
 // frames follows a sequence of WebSocket frames (RFC 6455 section 5.2) without

@@ -26,6 +26,7 @@ type writer struct {
 	bytes   int64
 	upload  *body              // nil: the upstream gets none
 	cancel  context.CancelFunc // ends the upstream's side
+	wire    net.Conn           // the connection, to drop it; nil on HTTP/2, where others use it too
 
 	started atomic.Bool              // the answer has begun
 	ended   atomic.Bool              // it was cut: no write gets time any more
@@ -72,22 +73,14 @@ func (w *writer) cut(cause Cause) {
 		conn.cut(cause)
 		return
 	}
+	if w.wire != nil && w.started.Load() {
+		drop(w.wire) // first: either deadline may have the server close the connection
+	}
 	w.control.SetReadDeadline(aLongTimeAgo())
 	if w.started.Load() {
 		w.control.SetWriteDeadline(w.last())
 	}
 	w.cancel() // last: whoever hears of it may revive the writer
-}
-
-// abort drops the connection of an answer that was cut, with all that waits in it.
-// On HTTP/2 the deadline has reset the stream, and the connection serves others.
-func (w *writer) abort() {
-	if w.http2 || !w.started.Load() || !w.ended.Load() {
-		return
-	}
-	if conn, _, err := w.control.Hijack(); err == nil {
-		reset(conn)
-	}
 }
 
 // revive lets a request that was cut before its answer be refused. That is the
@@ -209,7 +202,7 @@ func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	h := &hijacked{Conn: conn, gone: w.cancel}
 	w.conn.Store(h)
 	if w.ended.Load() {
-		reset(conn)
+		conn.Close()
 	}
 	return h, rw, nil
 }

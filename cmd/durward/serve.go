@@ -380,7 +380,7 @@ func (g *gateway) publicServer(b *built, l *listening) *http.Server {
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			counts := &connection{}
 			conns.Store(conn, counts)
-			return context.WithValue(ctx, connKey{}, counts)
+			return proxy.ConnContext(context.WithValue(ctx, connKey{}, counts), conn)
 		},
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			counts, ok := conns.Load(conn)
