@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,16 +17,19 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// A streamer says when a request for /slow or /upload has arrived.
+// A streamer says when a request for /slow or /upload has arrived, and how many
+// messages it has sent to those who asked for /flood.
 type streamer struct {
 	*httptest.Server
 	arrived chan struct{}
+	flooded atomic.Int64
 }
 
 // endless answers with streams that only end when they are cut: an event stream,
 // a download, an upload that is read for ever, an echoing WebSocket, and an answer
-// that never comes.
-func endless(t *testing.T) *streamer {
+// that never comes. A flood is a WebSocket that is sent messages of all sizes
+// without end, and may say what it likes.
+func endless(t testing.TB) *streamer {
 	t.Helper()
 	app := &streamer{arrived: make(chan struct{}, 64)}
 	app.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -56,6 +60,28 @@ func endless(t *testing.T) *streamer {
 					return
 				}
 			}
+		case "/flood":
+			c, err := websocket.Accept(w, r, nil)
+			if err != nil {
+				return
+			}
+			defer c.CloseNow()
+			c.SetReadLimit(-1)
+			go func() {
+				for {
+					if _, _, err := c.Read(r.Context()); err != nil {
+						return
+					}
+				}
+			}()
+			for message := make([]byte, 100<<10); ; time.Sleep(time.Millisecond) { // a pause for those who read
+				for _, size := range [...]int{10, 1000, 100 << 10, 125, 126, 70_000} {
+					if c.Write(r.Context(), websocket.MessageBinary, message[:size]) != nil {
+						return
+					}
+					app.flooded.Add(1)
+				}
+			}
 		case "/slow":
 			app.arrived <- struct{}{}
 			<-r.Context().Done()
@@ -81,7 +107,7 @@ func TestRevocationCutsStreams(t *testing.T) {
 	other := openEvents(t, g, idp.token(jwt.MapClaims{"sub": "bystander", "sid": "other", "client_id": "other"}))
 
 	n := 0
-	for _, open := range []func(*testing.T, *gateway, string) <-chan error{openEvents, openDownload, app.openUpload, openSocket, app.openSlow} {
+	for _, open := range []func(testing.TB, *gateway, string) <-chan error{openEvents, openDownload, app.openUpload, openSocket, app.openSlow} {
 		for _, rule := range []string{`{"jti":%q}`, `{"sid":%q}`, `{"sub":%q}`, `{"client":%q}`} {
 			n++
 			id := fmt.Sprintf("id-%d", n)
@@ -151,7 +177,7 @@ func TestExpiryCutsStreams(t *testing.T) {
 // streaming has no time limit.
 var streaming = &http.Client{Transport: &http.Transport{DisableCompression: true}}
 
-func streamRequest(t *testing.T, g *gateway, method, path, token string, body io.Reader) *http.Request {
+func streamRequest(t testing.TB, g *gateway, method, path, token string, body io.Reader) *http.Request {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
@@ -163,7 +189,7 @@ func streamRequest(t *testing.T, g *gateway, method, path, token string, body io
 	return req
 }
 
-func openEvents(t *testing.T, g *gateway, token string) <-chan error {
+func openEvents(t testing.TB, g *gateway, token string) <-chan error {
 	t.Helper()
 	res, err := streaming.Do(streamRequest(t, g, "GET", "/events", token, nil))
 	if err != nil {
@@ -176,7 +202,7 @@ func openEvents(t *testing.T, g *gateway, token string) <-chan error {
 	return untilCut(res.Body, lines)
 }
 
-func openDownload(t *testing.T, g *gateway, token string) <-chan error {
+func openDownload(t testing.TB, g *gateway, token string) <-chan error {
 	t.Helper()
 	res, err := streaming.Do(streamRequest(t, g, "GET", "/download", token, nil))
 	if err != nil {
@@ -201,7 +227,7 @@ func untilCut(body io.Closer, r io.Reader) <-chan error {
 	return ended
 }
 
-func (app *streamer) openUpload(t *testing.T, g *gateway, token string) <-chan error {
+func (app *streamer) openUpload(t testing.TB, g *gateway, token string) <-chan error {
 	t.Helper()
 	reader, writer := io.Pipe()
 	ended := make(chan error, 1)
@@ -228,7 +254,7 @@ func (app *streamer) openUpload(t *testing.T, g *gateway, token string) <-chan e
 	return ended
 }
 
-func openSocket(t *testing.T, g *gateway, token string) <-chan error {
+func openSocket(t testing.TB, g *gateway, token string) <-chan error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	t.Cleanup(cancel)
@@ -256,7 +282,7 @@ func openSocket(t *testing.T, g *gateway, token string) <-chan error {
 }
 
 // openSlow is a request that has no answer yet when it is cut: it is refused.
-func (app *streamer) openSlow(t *testing.T, g *gateway, token string) <-chan error {
+func (app *streamer) openSlow(t testing.TB, g *gateway, token string) <-chan error {
 	t.Helper()
 	ended := make(chan error, 1)
 	go func() {
@@ -276,7 +302,7 @@ func (app *streamer) openSlow(t *testing.T, g *gateway, token string) <-chan err
 	return ended
 }
 
-func (app *streamer) wait(t *testing.T) {
+func (app *streamer) wait(t testing.TB) {
 	t.Helper()
 	select {
 	case <-app.arrived:

@@ -37,7 +37,7 @@ func guarded(idp *issuer, rest string, args ...any) string {
 }
 
 // serving starts a gateway with this configuration and waits until it is ready.
-func serving(t *testing.T, config string) *gateway {
+func serving(t testing.TB, config string) *gateway {
 	t.Helper()
 	g := startGateway(t, config)
 	g.waitReady()
@@ -778,7 +778,7 @@ routes:
 }
 
 // metric reads one unlabelled, or exactly so labelled, value of /metrics.
-func metric(t *testing.T, g *gateway, name string) (value float64) {
+func metric(t testing.TB, g *gateway, name string) (value float64) {
 	t.Helper()
 	found := false
 	for line := range strings.Lines(send(t, "GET", g.admin+"/metrics", "").Body) {

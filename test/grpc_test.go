@@ -64,7 +64,7 @@ var talkService = grpc.ServiceDesc{
 	}}},
 }
 
-func serveGRPC(t *testing.T, options ...grpc.ServerOption) (service *talk, state *health.Server, address string) {
+func serveGRPC(t testing.TB, options ...grpc.ServerOption) (service *talk, state *health.Server, address string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

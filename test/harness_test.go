@@ -83,7 +83,7 @@ func need(t *testing.T, program, install string) string {
 
 // lack skips the test for want of what the text says, or fails it where everything
 // is required.
-func lack(t *testing.T, text string) {
+func lack(t testing.TB, text string) {
 	t.Helper()
 	if os.Getenv("DURWARD_TEST_REQUIRE") == "all" {
 		t.Fatal(text)
@@ -92,7 +92,7 @@ func lack(t *testing.T, text string) {
 }
 
 // eventually polls until the condition holds, or fails the test.
-func eventually(t *testing.T, within time.Duration, what string, condition func() bool) {
+func eventually(t testing.TB, within time.Duration, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(within); !condition(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -116,7 +116,7 @@ type issuerKey struct {
 }
 
 // newIssuer starts an issuer with one key, "k1". Its URL is its iss.
-func newIssuer(t *testing.T) *issuer {
+func newIssuer(t testing.TB) *issuer {
 	t.Helper()
 	i := &issuer{}
 	mux := http.NewServeMux()
@@ -218,7 +218,7 @@ type upstream struct {
 	seen []seen
 }
 
-func newUpstream(t *testing.T) *upstream {
+func newUpstream(t testing.TB) *upstream {
 	t.Helper()
 	u := &upstream{}
 	u.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -251,7 +251,7 @@ func (u *upstream) last(t *testing.T) seen {
 
 // A gateway is a running "durward serve".
 type gateway struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string // holds durward.yaml and durward-state
 	config string // path of durward.yaml
 	public []string
@@ -293,7 +293,7 @@ func (l *logBuffer) lines(msg string) (found []map[string]any) {
 // startGateway writes the configuration into a folder of its own and runs the
 // gateway until the test ends. The configuration should listen on 127.0.0.1:0;
 // admin: and shutdown: are added where they are missing.
-func startGateway(t *testing.T, config string) *gateway {
+func startGateway(t testing.TB, config string) *gateway {
 	t.Helper()
 	if err := noteSources(); err != nil {
 		t.Fatal(err)
@@ -443,7 +443,7 @@ var client = &http.Client{
 }
 
 // send makes a request; headers are "Name: value".
-func send(t *testing.T, method, url, body string, headers ...string) answer {
+func send(t testing.TB, method, url, body string, headers ...string) answer {
 	t.Helper()
 	a, err := attempt(method, url, body, headers...)
 	if err != nil {

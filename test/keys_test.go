@@ -38,7 +38,7 @@ func corp(idp *issuer, more ...string) string {
 func bearing(token string) string { return "Authorization: Bearer " + token }
 
 // wantAnswer compares status and reason; reason is "" for what was forwarded.
-func wantAnswer(t *testing.T, what string, a answer, status int, reason string) {
+func wantAnswer(t testing.TB, what string, a answer, status int, reason string) {
 	t.Helper()
 	if a.StatusCode != status || a.reason() != reason {
 		t.Errorf("%s: %d %q, want %d %q", what, a.StatusCode, a.reason(), status, reason)
