@@ -35,6 +35,13 @@ type Claims struct {
 	payload   map[string]any
 }
 
+// digestPrefix begins the TokenID of a token without jti.
+const digestPrefix = "sha256:"
+
+// IsDigest tells whether a TokenID is that of a token without jti, which has no
+// other name.
+func IsDigest(tokenID string) bool { return strings.HasPrefix(tokenID, digestPrefix) }
+
 // ID is the identity by which a revocation of this kind would name the token,
 // and whether the token has one.
 func (c *Claims) ID(kind Kind) (ID, bool) {
@@ -153,7 +160,7 @@ func (i *Issuer) read(payload map[string]any, signed string) (*Claims, *Error) {
 	}
 	if c.TokenID == "" {
 		sum := sha256.Sum256([]byte(signed))
-		c.TokenID = "sha256:" + hex.EncodeToString(sum[:])
+		c.TokenID = digestPrefix + hex.EncodeToString(sum[:])
 	}
 	identify := func(kind Kind, value string) {
 		if value != "" {

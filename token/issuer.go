@@ -77,8 +77,9 @@ func (e *FieldError) Error() string { return e.Field + ": " + e.Err.Error() }
 // Unwrap is what is wrong with the field.
 func (e *FieldError) Unwrap() error { return e.Err }
 
-// An Issuer is a configuration that was found good, and the issuer's keys. Apart
-// from the keys, which refresh themselves, it never changes.
+// An Issuer is a configuration that was found good, the issuer's keys, and a count
+// of what its tokens carry. Apart from the keys, which refresh themselves, and the
+// count, it never changes.
 type Issuer struct {
 	cfg     IssuerConfig // with the defaults filled in
 	ca      []byte       // content of ca_file
@@ -86,6 +87,7 @@ type Issuer struct {
 	paths   map[string][]string
 	history []Limits
 	keys    *KeySet
+	census  *census
 }
 
 const (
@@ -212,7 +214,7 @@ func NewIssuer(cfg IssuerConfig, limits []Limits, prev *Issuer) (*Issuer, error)
 		paths[name] = path
 	}
 
-	i := &Issuer{cfg: cfg, paths: paths, history: slices.Clone(limits)}
+	i := &Issuer{cfg: cfg, paths: paths, history: slices.Clone(limits), census: &census{}}
 	for _, t := range cfg.TokenTypes {
 		i.types = append(i.types, typeName(t))
 	}
@@ -242,6 +244,9 @@ func NewIssuer(cfg IssuerConfig, limits []Limits, prev *Issuer) (*Issuer, error)
 
 // carryOver keeps of the previous issuer what is the same.
 func (i *Issuer) carryOver(prev *Issuer) *Issuer {
+	if prev != nil && i.cfg.Issuer == prev.cfg.Issuer && maps.Equal(i.cfg.Claims, prev.cfg.Claims) {
+		i.census = prev.census // what was counted is called the same
+	}
 	if prev == nil || !bytes.Equal(i.ca, prev.ca) {
 		return i
 	}

@@ -121,6 +121,9 @@ func (v *Verifier) Verify(ctx context.Context, raw string, accept []string, now 
 	if refused != nil {
 		return nil, refused
 	}
+	if trace == nil {
+		issuer.census.count(c, now) // a question about a token is no use of it
+	}
 	v.cache.set(&entry{digest, c, keys.generation}, c.Until().Sub(now))
 	return c, nil
 }
