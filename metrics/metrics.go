@@ -152,6 +152,9 @@ func (s state) Collect(ch chan<- prometheus.Metric) {
 		const refresh, help = "durward_jwks_refresh_total", "Fetches of the issuer's keys."
 		send(prometheus.CounterValue, refresh, help, float64(status.Refreshed), []string{"issuer", "result"}, issuer.Name(), "ok")
 		send(prometheus.CounterValue, refresh, help, float64(status.Failed), []string{"issuer", "result"}, issuer.Name(), "error")
+		for _, share := range issuer.Shares() {
+			send(prometheus.CounterValue, "durward_denylist_unenforceable_total", "Revocations by a claim that not all of the issuer's tokens carry.", float64(share.Missed), []string{"issuer", "kind"}, issuer.Name(), share.Claim)
+		}
 	}
 	stats := s.List.Stats()
 	for kind := 1; kind <= token.Kinds; kind++ {

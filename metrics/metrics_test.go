@@ -22,6 +22,7 @@ func newMetrics(t *testing.T) (*Metrics, *denylist.List) {
 	}
 	list := denylist.New(100)
 	hub := denylist.NewFollower(denylist.FollowerConfig{List: list, Source: list.Candidate("hub", time.Minute)})
+	issuer.MissedBy("sid")
 	return New("1.2.3", Sources{
 		Followers: func() map[string]*denylist.Follower { return map[string]*denylist.Follower{"hub": hub} },
 		Inflight:  func() int64 { return 3 }, Streams: func() int64 { return 2 }, CookiesDropped: func() uint64 { return 1 }, Omitted: func() uint64 { return 4 },
@@ -68,6 +69,7 @@ func TestScrape(t *testing.T) {
 		`durward_inflight_requests 3`, `durward_streams_open 2`, `durward_streams_cut_total{cause="revoked"} 5`,
 		`durward_token_cache_hits_total 7`, `durward_token_cache_misses_total 8`,
 		`durward_jwks_refresh_total{issuer="corp",result="error"} 0`,
+		`durward_denylist_unenforceable_total{issuer="corp",kind="sid"} 1`, `durward_denylist_unenforceable_total{issuer="corp",kind="auth_time"} 0`,
 		`durward_denylist_entries{kind="jti"} 0`, `durward_denylist_bytes 0`,
 		`durward_denylist_feed_state{feed="local",state="live"} 1`, `durward_denylist_feed_state{feed="local",state="stale"} 0`,
 		`durward_denylist_feed_age_seconds{feed="local"}`, `durward_denylist_apply_delay_seconds_count 1`,
