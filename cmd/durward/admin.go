@@ -129,6 +129,9 @@ type issuerStatus struct {
 	Left    int      `json:"keys_left_out,omitempty"`
 	Age     *float64 `json:"age_seconds"` // null: never fetched
 	Problem string   `json:"problem,omitempty"`
+	// In /status alone.
+	Claims  map[string]any `json:"claims,omitempty"`
+	Warning string         `json:"warning,omitempty"`
 }
 
 type feedStatus struct {
@@ -156,7 +159,7 @@ func (g *gateway) dependencies(now time.Time) (issuers []issuerStatus, feeds []f
 	issuers, feeds, ready = []issuerStatus{}, []feedStatus{}, true
 	for _, issuer := range g.current.Load().issuers {
 		s := issuer.Keys().Status(now)
-		issuers = append(issuers, issuerStatus{issuer.Name(), issuer.URL(), s.Usable, s.Keys, s.Rejected, age(s.Age), s.Error})
+		issuers = append(issuers, issuerStatus{Name: issuer.Name(), Issuer: issuer.URL(), Ready: s.Usable, Keys: s.Keys, Left: s.Rejected, Age: age(s.Age), Problem: s.Error})
 		ready = ready && s.Usable
 	}
 	for _, source := range g.list.Sources() {
@@ -201,6 +204,11 @@ func (g *gateway) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	now := time.Now()
 	issuers, feeds, _ := g.dependencies(now)
 	b := g.current.Load()
+	for _, issuer := range b.issuers {
+		if i := slices.IndexFunc(issuers, func(s issuerStatus) bool { return s.Issuer == issuer.URL() }); i >= 0 { // a reload may have come between
+			issuers[i].Claims, issuers[i].Warning = claimsStatus(issuer)
+		}
+	}
 	stats := g.list.Stats()
 	entries := map[string]int{}
 	for kind := 1; kind <= token.Kinds; kind++ {
@@ -218,6 +226,11 @@ func (g *gateway) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	}
 	for _, w := range b.warnings {
 		warnings = append(warnings, w.Error())
+	}
+	for _, s := range issuers {
+		if s.Warning != "" {
+			warnings = append(warnings, fmt.Sprintf("issuer %q: %s", s.Name, s.Warning))
+		}
 	}
 	routes := []map[string]any{}
 	for _, rt := range b.snapshot.Policy.Routes() {
@@ -301,6 +314,10 @@ func (g *gateway) accept(ctx context.Context, body []byte, now time.Time, forwar
 		if !revocation.Clamped.IsZero() {
 			result.Note = fmt.Sprintf("before was more than %s ahead and was clamped", denylist.MaxAhead)
 			g.log.Warn("a revocation's before lies too far ahead and was clamped", "line", i+1, "before", revocation.Clamped)
+		}
+		if lacking := g.unenforceable(revocation); lacking != "" {
+			result.Note = strings.TrimPrefix(result.Note+"; "+lacking, "; ")
+			g.log.Warn("a revocation does not reach all of its issuer's tokens", "line", i+1, "kind", revocation.Kind.String(), "why", lacking)
 		}
 		results = append(results, result)
 		accepted = append(accepted, revocation)
