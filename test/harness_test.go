@@ -71,7 +71,7 @@ var noteSources = sync.OnceValue(func() error {
 
 // need skips the test if the program is missing, or fails it where everything is
 // required.
-func need(t *testing.T, program, install string) string {
+func need(t testing.TB, program, install string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)
 	if err == nil {
