@@ -20,11 +20,11 @@ var (
 )
 
 const (
-	maxChains   = 64   // that one feed may have
-	remembered  = 4096 // hashes of a chain's latest records, to tell a repetition from a fork
-	patience    = time.Second
-	clocksApart = 3 * time.Second // how much the clocks of a fleet may differ before somebody is told
-	recordAhead = time.Hour       // how far a record's time is believed over the clock here
+	maxChains   = 64                     // that one feed may have
+	remembered  = 4096                   // hashes of a chain's latest records, to tell a repetition from a fork
+	patience    = 800 * time.Millisecond // of one heartbeat with the next
+	clocksApart = 3 * time.Second        // how much the clocks of a fleet may differ before somebody is told
+	recordAhead = time.Hour              // how far a record's time is believed over the clock here
 )
 
 // An Event is something about a feed that is worth counting.
