@@ -3,6 +3,7 @@ package denylist
 import (
 	"fmt"
 	"iter"
+	"sync/atomic"
 	"time"
 
 	"durward/token"
@@ -15,24 +16,14 @@ type Denial struct {
 	Until uint32 // when it may be forgotten, in seconds since 1970; math.MaxUint32 is never
 }
 
-// Denials walks over the denials while others add and sweep. Everything that was
-// held when the walk began, and may not be forgotten yet, is among them; what is
-// added meanwhile may be, and the same identity may then come with an earlier
-// Until than it has by the end.
+// Denials walks over the denials, kind by kind, while others add and sweep. All
+// that was held when the walk began is among them, unless it may be forgotten
+// meanwhile. What is added or raised meanwhile may come or not.
 func (l *List) Denials() iter.Seq[Denial] {
 	return func(yield func(Denial) bool) {
-		for i := range l.shards {
-			s := &l.shards[i]
-			var held []Denial
-			s.mu.RLock()
-			for kind := range s.denials {
-				for id, until := range s.denials[kind] {
-					held = append(held, Denial{token.Kind(kind), id, until})
-				}
-			}
-			s.mu.RUnlock()
-			for _, d := range held {
-				if !yield(d) {
+		for kind := range l.denials {
+			for t, slot := range l.denials[kind].walk {
+				if !yield(Denial{token.Kind(kind), t.ids[slot], atomic.LoadUint32(&t.until[slot])}) {
 					return
 				}
 			}
@@ -44,16 +35,9 @@ func (l *List) Denials() iter.Seq[Denial] {
 // are shared; nobody changes them.
 func (l *List) Cutoffs() iter.Seq[Cutoff] {
 	return func(yield func(Cutoff) bool) {
-		for i := range l.shards {
-			s := &l.shards[i]
-			var held []Cutoff
-			s.mu.RLock()
-			for _, c := range s.cutoffs {
-				held = append(held, c)
-			}
-			s.mu.RUnlock()
-			for _, c := range held {
-				if !yield(c) {
+		for kind := range l.cutoffs {
+			for t, slot := range l.cutoffs[kind].walk {
+				if !yield(*t.cutoffs[slot].Load()) {
 					return
 				}
 			}
@@ -61,13 +45,17 @@ func (l *List) Cutoffs() iter.Seq[Cutoff] {
 	}
 }
 
-// RestoreDenials adds what [List.Denials] once gave, about count of them, to what
-// is held, without those that may be forgotten by now. An error wraps ErrFull, as
-// that of [List.Add], or names what no list ever held; what was good and fitted was
-// added all the same.
+// RestoreDenials adds what [List.Denials] once gave to what is held, without what
+// may be forgotten by now. The count is how many will come, about; the memory for
+// what fits of them is taken at once. An error wraps ErrFull as that of [List.Add]
+// does, or names what no list ever held, where it stops; what came before and
+// fitted was added all the same.
 func (l *List) RestoreDenials(count int, denials iter.Seq[Denial]) error {
 	defer l.tell()
 	past := l.past(time.Now())
+	count = min(count, int(l.max.Load()-l.total.Load()))
+	defer l.denials[token.KindSession].trim()
+	defer l.denials[token.KindToken].trim()
 	left, of := 0, 0
 	for d := range denials {
 		of++
@@ -77,7 +65,7 @@ func (l *List) RestoreDenials(count int, denials iter.Seq[Denial]) error {
 		if d.Until < past {
 			continue
 		}
-		if _, _, ok := l.deny(d.Kind, d.ID, d.Until); !ok {
+		if _, _, ok := l.deny(d.Kind, d.ID, d.Until, count-of); !ok {
 			left++
 		}
 	}

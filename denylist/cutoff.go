@@ -2,6 +2,7 @@ package denylist
 
 import (
 	"slices"
+	"unsafe"
 
 	"durward/token"
 )
@@ -74,6 +75,15 @@ func (c Cutoff) with(n ExceptedCutoff) Cutoff {
 		c.Excepted = nil
 	}
 	return c
+}
+
+// bytes is the memory that it takes.
+func (c *Cutoff) bytes() int64 {
+	n := unsafe.Sizeof(*c)
+	for _, o := range c.Excepted {
+		n += unsafe.Sizeof(o) + uintptr(len(o.Except))*unsafe.Sizeof(c.ID)
+	}
+	return int64(n)
 }
 
 // raise takes a cutoff as if it had no exceptions.

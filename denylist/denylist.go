@@ -3,7 +3,7 @@
 //
 //	a feed ──lines──► Parse ──► Source.Apply ──┐
 //	an operator ────► Parse ──► Journal.Append │
-//	                              └─ List.Add ─┴──► 256 shards: denials, cutoffs
+//	                              └─ List.Add ─┴──► denials and cutoffs, by kind
 //	                                                     ▲
 //	a verified token ──────────────────────► List.Check ─┘   which rule, if any
 //	a route's on_stale ────────────────────► List.State      may the answer be trusted

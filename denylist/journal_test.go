@@ -253,12 +253,12 @@ func FuzzJournal(f *testing.F) {
 				got.put(&held[i], 1<<31)
 			}
 			for d := range want.Denials() {
-				if until, _ := got.find(d.Kind, d.ID); until == 0 {
+				if !got.denials[d.Kind].has(d.ID) {
 					t.Fatalf("%s, %q lost a denial", when, b)
 				}
 			}
 			for c := range want.Cutoffs() {
-				if _, kept := got.find(c.Kind, c.ID); kept.latest() < c.latest() {
+				if kept := got.cutoffs[c.Kind].cutoff(c.ID); kept == nil || kept.latest() < c.latest() {
 					t.Fatalf("%s, %q lost a cutoff: %+v became %+v", when, b, c, kept)
 				}
 			}

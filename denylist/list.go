@@ -18,30 +18,17 @@ import (
 // entry. The list never makes room by forgetting one.
 var ErrFull = errors.New("the denylist is full")
 
-const (
-	shards     = 256
-	sweepEvery = time.Minute
-
-	// Measured at a million entries: what one takes in memory, the slack of the
-	// maps included.
-	denialBytes = 45
-	cutoffBytes = 150
-)
+const sweepEvery = time.Minute
 
 // A List is everything that is revoked. One lives as long as the process, across
 // reloads. Only [New] makes one. All methods may be called at any time by anybody.
 type List struct {
-	seed   maphash.Seed
-	start  time.Time
-	floor  time.Time // see LastRun; zero: not known
-	max    atomic.Int64
-	shards [shards]shard
+	start time.Time
+	floor time.Time // see LastRun; zero: not known
 
-	// How many entries there are, by kind: Check skips the kinds of which there are
-	// none. Counted before an entry is stored and after it is dropped, so that a
-	// count is never less than what a reader could find.
-	total            atomic.Int64
-	denials, cutoffs [token.Kinds + 1]atomic.Int64
+	// By kind: Check skips the kinds of which there are none.
+	denials, cutoffs [token.Kinds + 1]set
+	total, max       atomic.Int64 // entries that are held, and that fit
 
 	issuers atomic.Pointer[Issuers]
 	sources atomic.Pointer[[]*Source]
@@ -51,20 +38,14 @@ type List struct {
 	changed chan struct{} // holds one when something was added and nobody looked yet
 }
 
-// A shard holds the entries whose keyed hash falls to it. The maps of the
-// denials hold no pointers, so that the garbage collector does not walk through
-// millions of them. The identities are themselves hashes; the index is keyed per
-// process so that nobody can choose many jti that fall into one shard.
-type shard struct {
-	mu      sync.RWMutex
-	denials [token.KindSession + 1]map[token.ID]uint32 // by kind: when it may be forgotten, in seconds since 1970
-	cutoffs map[token.ID]Cutoff
-}
-
 // New is an empty list that takes at most maxEntries entries. Its state is Live:
 // with no source, there is nothing to be out of step with.
 func New(maxEntries int) *List {
-	l := &List{seed: maphash.MakeSeed(), start: time.Now(), changed: make(chan struct{}, 1)}
+	l := &List{start: time.Now(), changed: make(chan struct{}, 1)}
+	seed := maphash.MakeSeed()
+	for kind := range l.denials {
+		l.denials[kind].seed, l.cutoffs[kind].seed = seed, seed
+	}
 	l.SetMaxEntries(maxEntries)
 	l.SetIssuers(nil)
 	l.sources.Store(&[]*Source{})
@@ -91,8 +72,7 @@ func (l *List) Issuers() Issuers { return *l.issuers.Load() }
 func (l *List) SetMaxEntries(n int) { l.max.Store(int64(n)) }
 
 // Check finds a rule that refuses the token and says of which kind it is, 0 if
-// there is none. It allocates nothing and never waits for more than the writing
-// of one entry. It asks no clock: what is held is enforced, be it past its
+// there is none. It takes no lock and allocates nothing. It asks no clock: what is held is enforced, be it past its
 // retention or not. Claims without an issuer, which nothing verified, are refused.
 func (l *List) Check(c *token.Claims, _ time.Time) token.Kind {
 	if _, ok := c.ID(token.KindIssuer); !ok {
@@ -101,35 +81,22 @@ func (l *List) Check(c *token.Claims, _ time.Time) token.Kind {
 	// From what is refused at large to the single token: the answer is the rule
 	// that a person would name.
 	for _, kind := range [...]token.Kind{token.KindIssuer, token.KindClient, token.KindSubject, token.KindSession, token.KindToken} {
-		if l.denials[kind].Load()+l.cutoffs[kind].Load() == 0 {
+		denials, cutoffs := &l.denials[kind], &l.cutoffs[kind]
+		if denials.empty() && cutoffs.empty() {
 			continue
 		}
 		id, ok := c.ID(kind)
 		if !ok {
 			continue
 		}
-		until, cs := l.find(kind, id)
-		if until > 0 || cs.refuse(c) {
+		if denials.has(id) {
+			return kind
+		}
+		if held := cutoffs.cutoff(id); held != nil && held.refuse(c) {
 			return kind
 		}
 	}
 	return 0
-}
-
-// find is what is held for one identity: when its denial may be forgotten, 0 if
-// there is none, and its cutoffs.
-func (l *List) find(kind token.Kind, id token.ID) (until uint32, cs Cutoff) {
-	s := l.shard(id)
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if int(kind) < len(s.denials) {
-		until = s.denials[kind][id]
-	}
-	return until, s.cutoffs[id]
-}
-
-func (l *List) shard(id token.ID) *shard {
-	return &l.shards[maphash.Bytes(l.seed, id[:])%shards]
 }
 
 // An Entry is what the list holds for one identity.
@@ -143,14 +110,18 @@ type Entry struct {
 // not say what other rules would refuse: a token's session or subject may be
 // revoked where the token is not.
 func (l *List) Lookup(kind token.Kind, issuer, value string) (Entry, bool) {
-	until, cs := l.find(kind, token.Identify(kind, issuer, value))
-	if until == 0 && cs.Until == 0 {
+	id := token.Identify(kind, issuer, value)
+	until, denied := l.denials[kind].until(id)
+	e := Entry{Kind: kind}
+	if held := l.cutoffs[kind].cutoff(id); held != nil {
+		until = max(until, held.Until)
+		if !denied {
+			e.Before = time.Unix(held.latest(), 0).UTC()
+		}
+	} else if !denied {
 		return Entry{}, false
 	}
-	e := Entry{Kind: kind, Until: time.Unix(int64(max(until, cs.Until)), 0).UTC()}
-	if until == 0 {
-		e.Before = time.Unix(cs.latest(), 0).UTC()
-	}
+	e.Until = time.Unix(int64(until), 0).UTC()
 	return e, true
 }
 
@@ -217,70 +188,83 @@ func (l *List) put(r *Revocation, until uint32) (fresh, ok bool) {
 	id := token.Identify(r.Kind, r.Issuer, r.Value)
 	var held uint32
 	if r.Denial() {
-		held, fresh, ok = l.deny(r.Kind, id, until)
+		held, fresh, ok = l.deny(r.Kind, id, until, 0)
 	} else {
 		held, fresh, ok = l.cut(r.Kind, id, until, newCutoff(r))
 	}
 	return fresh || ok && saturate(r.Expiry) > held, ok
 }
 
-// deny stores a denial, and says until when one was held already.
-func (l *List) deny(kind token.Kind, id token.ID, until uint32) (held uint32, fresh, ok bool) {
-	s := l.shard(id)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	held, old := s.denials[kind][id]
-	if !old && !l.reserve(&l.denials[kind]) {
+// deny stores a denial, which so many others follow, and says until when one was
+// held already.
+func (l *List) deny(kind token.Kind, id token.ID, until uint32, follow int) (before uint32, fresh, ok bool) {
+	s := &l.denials[kind]
+	hash := s.hash(id)
+	sh := s.shard(hash)
+	sh.write.Lock()
+	defer sh.write.Unlock()
+	t := sh.table.Load()
+	if slot, old := t.find(hash, id); old {
+		before = t.until[slot]
+		if until > before {
+			t.raise(slot, until)
+		}
+		return before, false, true
+	}
+	if !l.reserve(s) {
 		return 0, false, false
 	}
-	if s.denials[kind] == nil {
-		s.denials[kind] = make(map[token.ID]uint32)
-	}
-	s.denials[kind][id] = max(held, until)
-	return held, !old, true
+	s.put(sh, hash, id, until, nil, follow)
+	return 0, true, true
 }
 
 // cut stores cutoffs, and says until when others were held already. It is fresh
 // if they refuse what those do not.
 func (l *List) cut(kind token.Kind, id token.ID, until uint32, more ...ExceptedCutoff) (before uint32, fresh, ok bool) {
-	s := l.shard(id)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	held, old := s.cutoffs[id]
-	if !old && !l.reserve(&l.cutoffs[kind]) {
+	s := &l.cutoffs[kind]
+	hash := s.hash(id)
+	sh := s.shard(hash)
+	sh.write.Lock()
+	defer sh.write.Unlock()
+	t := sh.table.Load()
+	slot, old := t.find(hash, id)
+	c := Cutoff{Kind: kind, ID: id}
+	if old {
+		c = *t.cutoffs[slot].Load()
+	} else if !l.reserve(s) {
 		return 0, false, false
 	}
-	if s.cutoffs == nil {
-		s.cutoffs = make(map[token.ID]Cutoff)
-	}
-	before = held.Until
-	for _, c := range more {
-		if !held.cover(c) {
-			held, fresh = held.with(c), true
+	before = c.Until
+	c.Until = max(before, until)
+	for _, m := range more {
+		if !c.cover(m) {
+			c, fresh = c.with(m), true
 		}
 	}
-	held.Kind, held.ID, held.Until = kind, id, max(before, until)
-	s.cutoffs[id] = held
+	if !old {
+		s.put(sh, hash, id, until, &c, 0)
+		return 0, true, true
+	}
+	if fresh || until > before {
+		s.bytes.Add(c.bytes() - t.cutoffs[slot].Load().bytes())
+		t.cutoffs[slot].Store(&c)
+		t.raise(slot, c.Until)
+	}
 	return before, fresh, true
 }
 
 // reserve takes room for one entry and counts it.
-func (l *List) reserve(kind *atomic.Int64) bool {
+func (l *List) reserve(s *set) bool {
 	for {
 		n := l.total.Load()
 		if n >= l.max.Load() {
 			return false
 		}
 		if l.total.CompareAndSwap(n, n+1) {
-			kind.Add(1)
+			s.held.Add(1)
 			return true
 		}
 	}
-}
-
-func (l *List) release(kind *atomic.Int64) {
-	kind.Add(-1)
-	l.total.Add(-1)
 }
 
 // Retention is when the revocation may be forgotten: when no token that it covers
@@ -346,52 +330,15 @@ func saturate(t time.Time) uint32 {
 	return uint32(min(max(s, 0), math.MaxUint32))
 }
 
-// Sweep drops what may be forgotten and counts it. Readers wait only for the
-// deletions: what is to go is looked for beside them.
+// Sweep drops what may be forgotten and counts it. What makes less than an eighth
+// of its part of the list is left, and still enforced, until it makes one or room
+// is short. Readers do not wait for it.
 func (l *List) Sweep(now time.Time) (dropped int) {
-	past := l.past(now)
-	for i := range l.shards {
-		dropped += l.sweep(&l.shards[i], past)
+	past, short := l.past(now), l.Near()
+	for kind := range l.denials {
+		dropped += l.denials[kind].sweep(past, short) + l.cutoffs[kind].sweep(past, short)
 	}
-	return dropped
-}
-
-func (l *List) sweep(s *shard, past uint32) (dropped int) {
-	var denials [len(s.denials)][]token.ID
-	var cutoffs []token.ID
-	s.mu.RLock()
-	for kind := range s.denials {
-		for id, until := range s.denials[kind] {
-			if until < past {
-				denials[kind] = append(denials[kind], id)
-			}
-		}
-	}
-	for id, c := range s.cutoffs {
-		if c.Until < past {
-			cutoffs = append(cutoffs, id)
-		}
-	}
-	s.mu.RUnlock()
-
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for kind := range denials {
-		for _, id := range denials[kind] {
-			if s.denials[kind][id] < past { // it may have been raised meanwhile
-				delete(s.denials[kind], id)
-				l.release(&l.denials[kind])
-				dropped++
-			}
-		}
-	}
-	for _, id := range cutoffs {
-		if c := s.cutoffs[id]; c.Until < past {
-			delete(s.cutoffs, id)
-			l.release(&l.cutoffs[c.Kind])
-			dropped++
-		}
-	}
+	l.total.Add(-int64(dropped))
 	return dropped
 }
 
@@ -414,16 +361,16 @@ type Stats struct {
 	Entries [token.Kinds + 1]int // by token.Kind; a session that is denied and has a cutoff counts twice
 	Total   int
 	Max     int   // entries that fit
-	Bytes   int64 // an estimate of the memory they take
+	Bytes   int64 // the memory they take
 }
 
 // Stats says how much is held.
 func (l *List) Stats() Stats {
 	st := Stats{Total: int(l.total.Load()), Max: int(l.max.Load())}
 	for kind := range st.Entries {
-		denials, cutoffs := l.denials[kind].Load(), l.cutoffs[kind].Load()
-		st.Entries[kind] = int(denials + cutoffs)
-		st.Bytes += denials*denialBytes + cutoffs*cutoffBytes
+		denials, cutoffs := &l.denials[kind], &l.cutoffs[kind]
+		st.Entries[kind] = int(denials.held.Load() + cutoffs.held.Load())
+		st.Bytes += denials.bytes.Load() + cutoffs.bytes.Load()
 	}
 	return st
 }
