@@ -127,13 +127,19 @@ func (s *Source) Synced(now time.Time) { s.Vouched(now, time.Time{}) }
 // clock of this machine, or one lease and a second after it was made, whichever
 // comes first. So one that was held up or is replayed does not prolong the lease,
 // and a step of the wall clock, there or here, at most ends it early. One that
-// would end the lease earlier than the last changes nothing: both are true.
+// would end the lease earlier than the last changes nothing: both are true. One
+// whose lease had ended before it came shows that the source was in step with what
+// was known then, which is not to have been in step.
 func (s *Source) Vouched(now, made time.Time) {
 	s.change(func(v *vitals) {
 		if v.lost {
 			return // the feed is in step, the list is not
 		}
 		n := vitals{lease: v.lease, last: now, made: made}
+		if !v.synced && n.left(now) < 0 {
+			v.begun = true
+			return
+		}
 		if !v.synced || n.left(now) >= v.left(now) {
 			v.last, v.made = n.last, n.made
 		}
