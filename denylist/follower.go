@@ -582,6 +582,9 @@ func (f *Follower) stand(p Place) {
 	if _, trusted := f.cfg.Keys[p.Signer]; !trusted && len(f.cfg.Keys) > 0 || old == nil && len(f.chains) == maxChains {
 		return
 	}
+	if len(f.cfg.Keys) == 0 {
+		p.Signer = "" // as in all records, whose signatures are not looked at
+	}
 	c := &chain{Place: p, oldest: p.Number}
 	c.hashes[p.Number%remembered] = p.Hash
 	if old != nil && old.Epoch == p.Epoch {
