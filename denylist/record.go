@@ -302,6 +302,8 @@ func readRecord(payload []byte) (*Record, error) {
 		return nil, errors.New("n is 0; a chain counts from 1")
 	case slices.Contains(seen, "from") && (r.Number != 1 || r.Ops == nil):
 		return nil, errors.New("from belongs into the first record of a chain")
+	case slices.Contains(seen, "from") && r.From.Source != r.Source:
+		return nil, errors.New("from must name the same source: a chain goes on where its source's previous one ended")
 	case r.Number == 1 && r.Ops != nil && r.Previous != (Hash{}):
 		return nil, errors.New("p of the first record of a chain must be zero")
 	}
