@@ -406,6 +406,7 @@ func (f *Follower) beats(beats []*Record, now time.Time) error {
 	if off := now.Round(0).Sub(made); off.Abs() > clocksApart {
 		f.complain("heartbeats do not come when they were made: clocks are apart, or something holds them back", "made", made, "came", now, "seconds", off.Seconds())
 	}
+	f.cfg.Source.Begin() // every record of these chains was taken, so what did not fit once has come again
 	f.cfg.Source.Vouched(came, made)
 	if f.cfg.Log != nil {
 		f.cfg.Log.list(f.cfg.Source.Name(), sources)
