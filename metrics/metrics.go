@@ -62,7 +62,7 @@ func New(version string, src Sources) *Metrics {
 			Name: "durward_upstream_duration_seconds", Help: "From forwarding to the upstream's response header.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}}, []string{"route"}),
 		unparsed: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "durward_requests_unparsed_total", Help: "Requests that the HTTP server refused or lost before any decision."}),
+			Name: "durward_requests_unparsed_total", Help: "Requests that could not be read, or were lost, before any decision."}),
 		apply: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "durward_denylist_apply_delay_seconds", Help: "From a revocation's making to its enforcement here.",
 			Buckets: []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 5, 30}}),

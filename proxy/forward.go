@@ -21,6 +21,7 @@ import (
 var (
 	errTooLarge = errors.New("the request body is larger than the route takes")
 	errCut      = errors.New("the request was cut")
+	errSwitch   = errors.New("the upstream switched protocols without being asked")
 )
 
 // forward sends an allowed request to its upstream. Whatever can fail is done
@@ -86,6 +87,11 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		},
 		ModifyResponse: func(res *http.Response) error {
 			rec.Waited = time.Since(sent)
+			if res.StatusCode == http.StatusSwitchingProtocols && !isOnlyWebSocket(res.Request.Header) {
+				// ReverseProxy takes two missing Upgrade fields for agreement, and would
+				// open a tunnel past every later decision.
+				return errSwitch
+			}
 			h.checkResponse(s, res, ctx, rec, p)
 			if rw.grpc = rw.http2 && st != nil && isGRPC(res.Header.Get("Content-Type")); rw.grpc {
 				res.Body = &closing{res.Body, res, st}
@@ -103,6 +109,9 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		ErrorHandler: func(_ http.ResponseWriter, out *http.Request, err error) {
 			rec.Waited = time.Since(sent)
 			reason, detail := classify(err, ctx, upload)
+			if rw.hints > maxHints {
+				reason, detail = decision.UpstreamUnreachable, "the upstream sent informational responses without end"
+			}
 			if cause := st.cut(); cause != NotCut {
 				reason, detail = cause.reason(), "cut before the upstream answered: "+cause.String()
 				rw.revive()
@@ -277,8 +286,10 @@ func streams(res *http.Response) bool {
 // classify says why forwarding failed.
 func classify(err error, ctx context.Context, upload *body) (decision.Reason, string) {
 	var timeout net.Error
-	tooLarge, failed, stalled := upload.fault()
+	tooLarge, failed, stalled, broken := upload.fault()
 	switch {
+	case broken:
+		return decision.AmbiguousRequest, fmt.Sprintf("the body's framing is broken: %v", err)
 	case stalled:
 		return decision.UpstreamTimeout, "the upstream did not take the request's body"
 	case tooLarge:

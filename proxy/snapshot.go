@@ -159,6 +159,9 @@ func (s *Snapshot) enter(r *http.Request, rec *decision.Record) (p Passage, ok b
 		rec.Refuse(reason, detail)
 		return p, false
 	}
+	if r.Header[FrontField] != nil {
+		return refuse(refused(r, rec))
+	}
 	if err := s.Limits.check(r.Header); err != nil {
 		rec.Status = http.StatusRequestHeaderFieldsTooLarge
 		return refuse(decision.TooLarge, err.Error())
@@ -225,8 +228,8 @@ func clip(s string) string {
 	return s
 }
 
-// check refuses a header section that is too large. net/http itself refuses one
-// that is much larger, before any handler.
+// check refuses a header section that is too large. One that is much larger never
+// gets here, see farOver.
 func (l Limits) check(h http.Header) error {
 	fields, size, cookies := 0, 0, 0
 	for name, values := range h {

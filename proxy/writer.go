@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -24,6 +25,7 @@ type writer struct {
 	status  int  // 0: nothing is sent yet
 	final   bool // close the connection behind the answer
 	bytes   int64
+	hints   int                // informational responses
 	upload  *body              // nil: the upstream gets none
 	cancel  context.CancelFunc // ends the upstream's side
 	wire    net.Conn           // the connection, to drop it; nil on HTTP/2, where others use it too
@@ -132,6 +134,10 @@ func (w *writer) end() {
 	w.control.SetWriteDeadline(now.Add(leftover + w.timeout))
 }
 
+// maxHints is how many informational responses one upstream may send for one
+// request; a few are of use.
+const maxHints = 16
+
 // WriteHeader notes the final status. An informational response (1xx) carries
 // hints alone: what else an upstream puts into it has not been looked through.
 func (w *writer) WriteHeader(status int) {
@@ -153,6 +159,10 @@ func (w *writer) WriteHeader(status int) {
 			w.upload.answered()
 		}
 	} else {
+		if w.hints++; w.hints > maxHints {
+			w.cancel() // they do not count towards any limit of the transport
+			return
+		}
 		if w.http2 || w.http10 {
 			// HTTP/1.0 has no such responses (RFC 9110 section 15.2), and the server's
 			// HTTP/2 goes on reading the header after it has returned.
@@ -227,6 +237,7 @@ type body struct {
 	eof      bool  // all of it came
 	tooLarge bool
 	failed   bool // the client did not deliver
+	broken   bool // what it delivered is not framed as HTTP/1 wants it
 	stalled  bool // the upstream did not take what was there
 
 	// An upstream that takes nothing is given patience, and then the request is
@@ -323,6 +334,8 @@ func (b *body) after(n int, err error) (int, error) {
 	}
 	if err != nil && err != io.EOF {
 		b.failed = true
+		var network net.Error // the connection's end, or a deadline
+		b.broken = !b.writer.http2 && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.As(err, &network)
 	}
 	return n, err
 }
@@ -362,8 +375,8 @@ func (b *body) whole() bool {
 }
 
 // fault tells what went wrong so far.
-func (b *body) fault() (tooLarge, failed, stalled bool) {
+func (b *body) fault() (tooLarge, failed, stalled, broken bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.tooLarge, b.failed, b.stalled
+	return b.tooLarge, b.failed, b.stalled, b.broken
 }

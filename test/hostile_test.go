@@ -409,24 +409,24 @@ func TestHostileRequests(t *testing.T) {
 		{"another spelling of Authorization", page, "", "Authorization_: Bearer x", 400, twice, "", ""},
 
 		// What net/http refuses by itself (M16).
-		{"a blank before the colon", page, "", "X-Forwarded-User : mallory", 400, "", "", ""},
+		{"a blank before the colon", page, "", "X-Forwarded-User : mallory", 400, twice, "", ""},
 		{"a bare CR in a value", page, "", "X-A: b\rX-Forwarded-User: mallory", 400, "", "", ""},
 		{"NUL in a value", page, "", "X-A: b\x00c", 400, "", "", ""},
-		{"xchunked", post, "", "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 501, "", "", ""},
-		{"chunked, identity", post, "", "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 501, "", "", ""},
-		{"Transfer-Encoding twice", post, "", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 501, "", "", ""},
-		{"two lengths", post, "", "Content-Length: 1\r\nContent-Length: 2\r\n\r\nxy", 400, "", "", ""},
-		{"a negative length", post, "", "Content-Length: -1", 400, "", "", ""},
-		{"a length in hexadecimal", post, "", "Content-Length: 0x5\r\n\r\nhello", 400, "", "", ""},
+		{"xchunked", post, "", "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400, twice, "", ""},
+		{"chunked, identity", post, "", "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400, twice, "", ""},
+		{"Transfer-Encoding twice", post, "", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, twice, "", ""},
+		{"two lengths", post, "", "Content-Length: 1\r\nContent-Length: 2\r\n\r\nxy", 400, twice, "", ""},
+		{"a negative length", post, "", "Content-Length: -1", 400, twice, "", ""},
+		{"a length in hexadecimal", post, "", "Content-Length: 0x5\r\n\r\nhello", 400, twice, "", ""},
 		{"HTTP/3.0", "GET /page HTTP/3.0", "", "", 505, "", "", ""},
 		{"a tab in the request line", "GET\t/page HTTP/1.1", "", "", 400, "", "", ""},
 
 		// Floods (M17).
 		{"128 fields and more", page, "", strings.TrimSuffix(strings.Repeat("a: b\r\n", 128), "\r\n"), 431, "too_large", "", ""},
-		{"150,000 fields", page, "", strings.TrimSuffix(strings.Repeat("a: b\r\n", 150_000), "\r\n"), 431, "", "", ""},
+		{"150,000 fields", page, "", strings.TrimSuffix(strings.Repeat("a: b\r\n", 150_000), "\r\n"), 431, "too_large", "", ""},
 		{"120 fields", page, "", strings.TrimSuffix(strings.Repeat("a: b\r\n", 120), "\r\n"), ok, "", "", ""},
 		{"33 KiB in a field", page, "", "X-Long: " + strings.Repeat("x", 33<<10), 431, "too_large", "", ""},
-		{"900 KB in a field", page, "", "X-Long: " + strings.Repeat("x", 900_000), 431, "", "", ""},
+		{"900 KB in a field", page, "", "X-Long: " + strings.Repeat("x", 900_000), 431, "too_large", "", ""},
 		{"a target of 100 KB", get("/" + strings.Repeat("x", 100<<10)), "", "", 431, "", "", ""},
 
 		// Trailers, announced and real (M19).

@@ -317,13 +317,22 @@ func (g *gateway) listen(b *built) (l *listening, err error) {
 		return l, err
 	}
 	l.admin = quietServer(g.adminHandler(c.Admin), g.log)
-	l.public = g.publicServer(b, l)
+	front := &proxy.Front{Limits: func() proxy.Limits { return g.handler.Current().Limits }, Log: g.log}
+	l.public = g.publicServer(b, l, front)
+	var secure *tls.Config
 	if c.TLS != nil {
 		l.certificate = &certificate{files: *c.TLS}
 		if err := l.certificate.load(); err != nil {
 			return l, fmt.Errorf("tls: %w", err)
 		}
-		l.public.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: l.certificate.get}
+		secure = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: l.certificate.get}
+	}
+	for i, listener := range l.listeners {
+		if listener.Addr().Network() == "unix" {
+			l.listeners[i] = front.Listen(listener, nil)
+		} else {
+			l.listeners[i] = front.Listen(listener, secure)
+		}
 	}
 	return l, nil
 }
@@ -349,9 +358,9 @@ func (l *listening) close() {
 	}
 }
 
-// publicServer bounds what net/http would take without end. There is no
-// WriteTimeout: it would end streams; the handler gives each write its own time.
-func (g *gateway) publicServer(b *built, l *listening) *http.Server {
+// publicServer bounds what net/http would take without end; what it would take in
+// two ways, the front refuses. There is no WriteTimeout: it would end streams; the handler gives each write its own time.
+func (g *gateway) publicServer(b *built, l *listening, front *proxy.Front) *http.Server {
 	limits := b.snapshot.Limits
 	base, cut := context.WithCancel(context.Background())
 	l.cut = cut
@@ -364,8 +373,8 @@ func (g *gateway) publicServer(b *built, l *listening) *http.Server {
 		Handler:           counted(g.handler),
 		ReadHeaderTimeout: limits.HeaderTimeout,
 		IdleTimeout:       limits.IdleTimeout,
-		// The handler refuses what is over the limit and can say so; this is for
-		// what is far over it.
+		// The front and the handler refuse what is over the limit and can say so;
+		// this is for request lines, and for HTTP/2, which has no front.
 		MaxHeaderBytes:               2 * limits.HeaderBytes,
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" is refused like any other target without a path
 		Protocols:                    protocols,
@@ -383,6 +392,7 @@ func (g *gateway) publicServer(b *built, l *listening) *http.Server {
 			return proxy.ConnContext(context.WithValue(ctx, connKey{}, counts), conn)
 		},
 		ConnState: func(conn net.Conn, state http.ConnState) {
+			front.ConnState(conn, state)
 			counts, ok := conns.Load(conn)
 			if !ok {
 				return
@@ -401,12 +411,15 @@ func (g *gateway) publicServer(b *built, l *listening) *http.Server {
 }
 
 // A connection counts the requests that began on it and those that reached the
-// handler; the difference are those that net/http refused or lost.
+// handler as they were sent; the difference are those that net/http refused or lost,
+// and those that the front refused, which have a record too.
 type connection struct{ begun, handled atomic.Int64 }
 
 func counted(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.Context().Value(connKey{}).(*connection).handled.Add(1)
+		if r.Header[proxy.FrontField] == nil {
+			r.Context().Value(connKey{}).(*connection).handled.Add(1)
+		}
 		h.ServeHTTP(w, r)
 	})
 }
@@ -437,11 +450,7 @@ func (l *listening) serve() <-chan error {
 		}()
 	}
 	for _, listener := range l.listeners {
-		if l.certificate != nil && listener.Addr().Network() != "unix" {
-			start(func() error { return l.public.ServeTLS(listener, "", "") })
-		} else {
-			start(func() error { return l.public.Serve(listener) })
-		}
+		start(func() error { return l.public.Serve(listener) })
 	}
 	start(func() error { return l.admin.Serve(l.adminL) })
 	if l.health != nil {
