@@ -80,11 +80,11 @@ func (w *wire) set(cut bool) {
 }
 
 // TestFleetRelay follows a hub and a relay of it at once. Either may go, and the
-// gateway stays live and hears the news by the other; without the hub nobody
-// vouches.
+// gateway hears the news by the other, and stays live unless the sources sign; without
+// the hub nobody vouches.
 func TestFleetRelay(t *testing.T) {
 	t.Parallel()
-	for _, signed := range []bool{false} {
+	for _, signed := range []bool{false, true} {
 		t.Run(fmt.Sprintf("signed=%v", signed), func(t *testing.T) {
 			t.Parallel()
 			hub, relaying, follower := "", "", ""
@@ -119,13 +119,20 @@ func TestFleetRelay(t *testing.T) {
 				}
 			}
 			relay.kill()
-			live("the relay was killed")
+			if signed {
+				// Whoever carries signed records need not be trusted, and a relay is a source of
+				// its own: without its word, somebody may hold back what it said.
+				g.answers(fleetLease+3*time.Second, good, "/", 503, "denylist_stale")
+			} else {
+				live("the relay was killed")
+			}
 			h.revoke(f.hub, tokens[4])
 			refusedAt(t, tokens[4].text, g)
 
 			relay.start()
 			relay.waitReady()
 			relay.answers(5*time.Second, tokens[4], "/", 401, "revoked")
+			g.answers(5*time.Second, good, "/", 200, "")
 			direct.set(true)
 			live("the hub's address was cut")
 			h.revoke(f.hub, tokens[5])
