@@ -58,6 +58,7 @@ func TestFleetConfigurations(t *testing.T) {
 		{"source_keys: {hub: PRIVATE}", "make one with: openssl pkey -in ed25519.pem -pubout", ""},
 		{"source_keys: {}", "is empty; leave the key out to follow unsigned records", ""},
 		{"serve_feed: {listen: 127.0.0.1:9300, token_file: TOKEN}, source_keys: {hub: PUBLIC}", "give this gateway a signing_key_file whose public key its followers know", ""},
+		{"serve_feed: {listen: 127.0.0.1:9300, token_file: TOKEN}, feeds: [{name: hub, http: {urls: [https://hub.example.com]}}]", "", "what is revoked here does not come to them"},
 		// A follower.
 		{"feeds: [{name: hub, http: {urls: [http://127.0.0.1:9300], token_file: TOKEN}}]", "", ""},
 		{"feeds: [{name: hub, http: {urls: [http://localhost:9300], token_file: TOKEN}}]", "", ""},

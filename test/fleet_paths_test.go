@@ -203,6 +203,22 @@ func TestFleetForwards(t *testing.T) {
 		g.answers(5*time.Second, good, "/", 200, "")
 	}
 
+	// A relay's own word does not come to the hub, unless it forwards it.
+	for _, forward := range []bool{false, true} {
+		relay := startGateway(t, f.followerConfig(f.address, fmt.Sprintf(", forward_revocations: %v", forward), fmt.Sprintf(", serve_feed: {listen: %q, token_file: %q}", freePort(t), f.tokenFile)))
+		relay.waitReady()
+		b := f.idp.bearer()
+		status, reason := 200, ""
+		scope, want := relay.revokes(b), "local"
+		if forward {
+			status, reason, want = 401, "revoked", "fleet"
+		}
+		if scope != want {
+			t.Errorf("scope %q of a relay that forwards: %v, want %q", scope, forward, want)
+		}
+		f.hub.says(b, "/", status, reason)
+	}
+
 	alone := startGateway(t, f.config("lease: 2s"))
 	if scope := alone.revokes(b); scope != "local" {
 		t.Errorf("scope %q of a gateway alone, want local", scope)

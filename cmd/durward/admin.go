@@ -402,17 +402,31 @@ func (g *gateway) revoke(ctx context.Context, rs []denylist.Revocation, now time
 	return reach, written
 }
 
-// reach forwards revocations to a hub, if one is configured for that.
+// reach forwards revocations to a hub, if one is configured for that. What a gateway
+// that follows a hub publishes by itself does not come to that hub, nor to those who
+// follow it.
 func (g *gateway) reach(ctx context.Context, rs []denylist.Revocation) scope {
 	configured, err := g.fleet.hub.now(context.WithoutCancel(ctx), rs)
 	switch {
 	case err != nil:
 		g.log.Error("no hub took a revocation; it is enforced here and forwarded once a hub takes it", "error", err)
 		return scope{"local", "forwarded once a hub takes it: " + err.Error()}
-	case configured || g.fleet.writer != nil:
+	case configured || g.fleet.writer != nil && !g.follows():
 		return scope{name: "fleet"}
+	case g.fleet.writer != nil:
+		return scope{"local", "only those who follow this gateway hear of it; let its feed forward_revocations"}
 	}
 	return scope{name: "local"}
+}
+
+// follows is whether this gateway follows others.
+func (g *gateway) follows() bool {
+	for _, f := range *g.following.Load() {
+		if f.follower != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // revokeToken denies one verified token, for the session endpoint's DELETE.

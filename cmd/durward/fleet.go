@@ -457,6 +457,10 @@ func (b *builder) serveFeed() {
 			b.problem(place+".tls.client_ca_file", "%s holds no PEM certificate", c.TLS.ClientCAFile)
 		}
 	}
+	follows := slices.ContainsFunc(b.Denylist.Feeds, func(f FeedConfig) bool { return f.HTTP != nil })
+	if follows && !slices.ContainsFunc(b.Denylist.Feeds, func(f FeedConfig) bool { return f.ForwardRevocations }) {
+		b.warn(place, "hands on what other hubs say, but what is revoked here does not come to them and to those who follow them; let a feed forward_revocations")
+	}
 	if len(b.Denylist.SourceKeys) > 0 && b.Denylist.SigningKeyFile == "" {
 		b.problem(place, "hands on snapshots, which must be signed where source_keys are configured; give this gateway a signing_key_file whose public key its followers know")
 	}
