@@ -410,6 +410,9 @@ func (f *Follower) beats(beats []*Record, now time.Time) error {
 	f.cfg.Source.Vouched(came, made)
 	if f.cfg.Log != nil {
 		f.cfg.Log.list(f.cfg.Source.Name(), sources)
+		for _, source := range sources {
+			f.cfg.Log.hold(f.chains[source].Place)
+		}
 	}
 	return nil
 }

@@ -137,6 +137,18 @@ func (l *Log) beat(r *Record) {
 	}
 }
 
+// hold makes sure that a chain is handed on from a place, if it is not already: a
+// source that no heartbeat named for a while was forgotten, and must not be left
+// out when it is named again.
+func (l *Log) hold(p Place) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.chains[p.Source] == nil {
+		l.chains[p.Source] = &keptChain{Place: p}
+		l.tell()
+	}
+}
+
 // list says which sources a feed needs to be in step with, and forgets those that
 // nobody lists any more.
 func (l *Log) list(feed string, sources []string) {
