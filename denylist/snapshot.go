@@ -180,6 +180,7 @@ type Snapshot struct {
 	SnapshotFooter
 	file   *os.File
 	blocks int64 // where they begin
+	end    int64 // and end
 }
 
 // OpenSnapshot checks a file: its hash, its signature if there are keys, and its
@@ -238,7 +239,11 @@ func (s *Snapshot) check(keys Keys) error {
 		return err
 	}
 	length = int64(binary.BigEndian.Uint32(size[:]))
-	return s.json(&s.SnapshotFooter, last-int64(len(size))-length, length)
+	s.end = last - int64(len(size)) - length
+	if s.end < s.blocks {
+		return errBrokenSnapshot
+	}
+	return s.json(&s.SnapshotFooter, s.end, length)
 }
 
 // json reads the JSON that stands somewhere in the file.
@@ -278,10 +283,10 @@ func (s *Snapshot) Close() error { return s.file.Close() }
 func (s *Snapshot) Restore(l *List, mass bool) (leftOut int, err error) {
 	longer := int64(0)
 	for issuer, retention := range l.Issuers().retentions() {
-		longer = max(longer, retention-s.Retention[issuer])
+		longer = max(longer, retention-max(0, s.Retention[issuer]))
 	}
 	r := &blockReader{
-		r: bufio.NewReaderSize(io.NewSectionReader(s.file, s.blocks, math.MaxInt64-s.blocks), 256<<10), longer: longer,
+		r: bufio.NewReaderSize(io.NewSectionReader(s.file, s.blocks, s.end-s.blocks), 256<<10), longer: longer,
 	}
 	err = l.RestoreDenials(s.Entries, r.denials())
 	err = errors.Join(err, l.RestoreCutoffs(func(yield func(Cutoff) bool) {
@@ -293,6 +298,9 @@ func (s *Snapshot) Restore(l *List, mass bool) (leftOut int, err error) {
 			}
 		}
 	}))
+	if err == nil && r.err == nil {
+		r.finish()
+	}
 	if r.err != nil {
 		err = fmt.Errorf("read the snapshot: %w", r.err)
 	}
@@ -334,6 +342,16 @@ func (r *blockReader) block(cutoffs bool) bool {
 	}
 	r.ahead = false
 	return true
+}
+
+// finish is called when there should be nothing left: what is left would not be
+// enforced.
+func (r *blockReader) finish() {
+	if r.kind != 0 {
+		r.err = errors.New("its blocks are out of order; denials come before cutoffs")
+	} else if _, err := r.r.Peek(1); err != io.EOF || r.count != 0 {
+		r.err = errors.New("something comes after its end")
+	}
 }
 
 func (r *blockReader) until(b []byte) uint32 {
