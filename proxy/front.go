@@ -239,6 +239,9 @@ type strict struct {
 	left    int64 // of the body or chunk
 }
 
+// NetConn is the connection below; how it is closed is decided there.
+func (c *strict) NetConn() net.Conn { return c.Conn }
+
 // CloseWrite lets the server close gently: the client reads the answer before it
 // hears that nobody listens any more.
 func (c *strict) CloseWrite() error {

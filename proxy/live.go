@@ -350,9 +350,16 @@ func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 // slowly would go on receiving, megabytes after the cut. It waits for nothing, and
 // sees to it that Close does not either.
 func drop(conn net.Conn) {
-	secure, isTLS := conn.(*tls.Conn)
-	if isTLS {
-		conn = secure.NetConn()
+	isTLS := false
+	for {
+		outer, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		if _, secure := conn.(*tls.Conn); secure {
+			isTLS = true
+		}
+		conn = outer.NetConn()
 	}
 	if tcp, ok := conn.(interface {
 		SetLinger(int) error
