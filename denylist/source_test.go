@@ -5,6 +5,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 )
 
 func TestZeroStateIsCold(t *testing.T) {
@@ -227,4 +228,101 @@ func TestMarkedIssuer(t *testing.T) {
 	expect("the other one", Live, Stale, Stale)
 	l.Remove(s)
 	expect("without the source", Live, Live, Live)
+}
+
+// stepped is a time at which the wall clock was set by so many seconds, while the
+// monotonic clock went on as ever. No method of a time can say so.
+func stepped(t *testing.T, now time.Time, seconds int64) time.Time {
+	t.Helper()
+	then := now
+	const secondsFrom = 30 // see time.Time: in its first word, above the nanoseconds
+	*(*uint64)(unsafe.Pointer(&then)) += uint64(seconds) << secondsFrom
+	if then.Sub(now) != 0 || then.Round(0).Sub(now.Round(0)) != time.Duration(seconds)*time.Second {
+		t.Fatalf("%v is not %v with its wall clock set by %d s", then, now, seconds)
+	}
+	return then
+}
+
+// A sign of life is worth one lease from when it came, and not more than a lease
+// and a second from when it was made, whatever either wall clock does.
+func TestVouched(t *testing.T) {
+	const lease, never = 5 * time.Second, -1
+	// All times are seconds after the start, by true time. A sign of life comes at
+	// a time, and was made at another by a clock that is ahead by so much; the own
+	// wall clock is ahead by so much when it comes, and when the state is asked.
+	type sign struct {
+		came, made, makerAhead float64
+		ownAhead               int64
+	}
+	tests := []struct {
+		name     string
+		signs    []sign
+		ownAhead int64 // from then on
+		last     float64
+	}{
+		{"at once", []sign{{0, 0, 0, 0}}, 0, 5},
+		{"within the skew", []sign{{1, 0, 0, 0}}, 0, 6},
+		{"delayed", []sign{{4, 0, 0, 0}}, 0, 6},
+		{"delayed for longer than it is worth", []sign{{7, 0, 0, 0}}, 0, never},
+		{"one after the other", []sign{{0, 0, 0, 0}, {1, 1, 0, 0}, {2, 2, 0, 0}}, 0, 7},
+		{"replayed", []sign{{0, 0, 0, 0}, {4, 0, 0, 0}}, 0, 6},
+		{"replayed again and again", []sign{{0, 0, 0, 0}, {4, 0, 0, 0}, {5, 0, 0, 0}, {6, 0, 0, 0}}, 0, 6},
+		{"replayed when it is over", []sign{{0, 0, 0, 0}, {60, 0, 0, 0}}, 0, never},
+		{"a delayed one after a fresh one", []sign{{10, 10, 0, 0}, {11, 6, 0, 0}}, 0, 15},
+		{"maker ahead", []sign{{0, 0, 600, 0}}, 0, 5},
+		{"maker a little behind", []sign{{0, 0, -1, 0}}, 0, 5},
+		{"maker behind", []sign{{0, 0, -3, 0}}, 0, 3},
+		{"maker far behind", []sign{{0, 0, -600, 0}}, 0, never},
+		{"maker set ahead", []sign{{0, 0, 0, 0}, {1, 1, 600, 0}}, 0, 6},
+		{"maker set back", []sign{{0, 0, 0, 0}, {1, 1, -600, 0}}, 0, 5},
+		{"maker set right from ahead", []sign{{0, 0, 600, 0}, {1, 1, 0, 0}}, 0, 6},
+		{"maker set right from behind", []sign{{0, 0, -600, 0}, {1, 1, 0, 0}}, 0, 6},
+		{"own clock set ahead", []sign{{0, 0, 0, 0}}, 600, never},
+		{"own clock set back", []sign{{0, 0, 0, 0}}, -600, 5},
+		{"own clock ahead", []sign{{0, 0, 0, 600}}, 600, never},
+		{"own clock behind", []sign{{0, 0, 0, -600}}, -600, 5},
+		{"own clock set right from ahead", []sign{{0, 0, 0, 600}}, 0, 5},
+		{"own clock set right from behind", []sign{{0, 0, 0, -600}}, 0, never},
+		{"both behind alike", []sign{{0, 0, -600, -600}}, -600, 5},
+		{"own clock set back, and it is replayed", []sign{{0, 0, 0, 0}, {4, 0, 0, -600}}, -600, 9},
+	}
+	for _, tt := range tests {
+		start := time.Now()
+		at := func(s float64) time.Time { return start.Add(time.Duration(s * float64(time.Second))) }
+		l := newList(10)
+		s := l.Source("f", lease)
+		came := 0.0
+		for _, sign := range tt.signs {
+			came = sign.came
+			s.Vouched(stepped(t, at(came), sign.ownAhead), at(sign.made+sign.makerAhead).Round(0))
+		}
+		live := func(s float64) bool { return l.State("", stepped(t, at(s), tt.ownAhead)) == Live }
+		if tt.last == never {
+			if live(came) || live(came+0.5) || live(came+4.9) {
+				t.Errorf("%s: live", tt.name)
+			}
+			continue
+		}
+		if !live(came) || !live(tt.last) || live(tt.last+0.001) || live(tt.last+3600) {
+			t.Errorf("%s: live is %v when it came, %v at %v and %v after; want true, true, false", tt.name, live(came), live(tt.last), tt.last, live(tt.last+0.001))
+		}
+	}
+}
+
+// A machine that slept knows nothing, even if its clock and its maker's disagree.
+func TestVouchedAfterSleep(t *testing.T) {
+	now := time.Now()
+	s := newList(10).Source("f", 5*time.Second)
+	s.Vouched(now, now.Add(time.Hour))
+	if got := s.State(now.Round(0).Add(6 * time.Second)); got != Stale {
+		t.Errorf("after a sleep: %v, want stale", got)
+	}
+	// Vouching does not hide that entries did not fit, as Synced does not.
+	full := newList(0).Source("f", time.Minute)
+	full.Begin()
+	_, _ = full.Apply(parse(t, `{"jti":"a"}`), now)
+	full.Vouched(now, now)
+	if got := full.State(now); got != Syncing {
+		t.Errorf("full: %v, want syncing", got)
+	}
 }
