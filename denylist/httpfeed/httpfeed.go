@@ -214,12 +214,13 @@ type endpoint struct {
 func (e *endpoint) run(ctx context.Context) {
 	pause := shortPause
 	for ctx.Err() == nil {
-		began := time.Now()
+		began, looking := time.Now(), !e.known
 		err := e.session(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if err == nil || time.Since(began) > silence {
+		// That a hub is there, which is looked at after each failure, is not yet success.
+		if err == nil && !(looking && !e.static) || time.Since(began) > silence {
 			pause = shortPause
 		}
 		if err == nil {
@@ -312,7 +313,7 @@ func (e *endpoint) poll(ctx context.Context) error {
 	}
 	defer res.Body.Close()
 	if res.StatusCode == http.StatusGone {
-		return e.load(ctx, e.base+snapshotPath)
+		return e.gone(ctx, res.Body)
 	}
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxEvent))
 	if err != nil {
@@ -335,25 +336,30 @@ func (e *endpoint) stream(ctx context.Context) error {
 	defer cancel(nil)
 	quiet := time.AfterFunc(silence, func() { cancel(errSilent) })
 	defer quiet.Stop()
+	heard := false
+	// silent is the error of a connection that ended, and whether streams get through
+	// at all: what holds them back may hold back the beginning of the answer too.
+	silent := func(err error) error {
+		if err = first(context.Cause(ctx), err); err == errSilent && !heard {
+			e.pollUntil = time.Now().Add(pollFor)
+			e.log.Warn("nothing comes through a stream; the feed is polled for a while", "feed", e.source.Name(), "hub", e.base)
+		}
+		return err
+	}
 	res, err := e.get(ctx, e.base+streamPath+e.after(), "Accept", "text/event-stream")
 	if err != nil {
-		return first(context.Cause(ctx), err)
+		return silent(err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode == http.StatusGone {
 		quiet.Stop()
-		return e.load(ctx, e.base+snapshotPath)
+		return e.gone(ctx, res.Body)
 	}
 	r := bufio.NewReaderSize(res.Body, 64<<10)
-	heard := false
 	for {
 		lines, next, err := readEvent(r)
 		if err != nil {
-			if err = first(context.Cause(ctx), err); err == errSilent && !heard {
-				e.pollUntil = time.Now().Add(pollFor)
-				e.log.Warn("nothing comes through a stream; the feed is polled for a while", "feed", e.source.Name(), "hub", e.base)
-			}
-			return err
+			return silent(err)
 		}
 		if len(lines) == 0 {
 			continue // retry: and comments are no sign of life
@@ -521,11 +527,7 @@ func (e *endpoint) walk(ctx context.Context, at *head) error {
 		}
 		return e.load(ctx, u)
 	}
-	var beats [][]byte
-	for _, beat := range at.Heartbeats {
-		beats = append(beats, []byte(beat))
-	}
-	return e.follower.Take(beats, time.Now())
+	return e.follower.Take(lines(at.Heartbeats), time.Now())
 }
 
 // behind is whether the segments of a directory begin after the end of what is held.
@@ -579,6 +581,35 @@ func (e *endpoint) segment(ctx context.Context, address string) error {
 			}
 		}
 	}
+}
+
+// gone takes a snapshot, as the hub does not keep what comes after the places that
+// this feed is at. Its head says what the heartbeats are: of a source that went
+// back, only they can tell, and until they have, a snapshot does not help.
+func (e *endpoint) gone(ctx context.Context, body io.Reader) error {
+	text, err := io.ReadAll(io.LimitReader(body, maxHead))
+	if err != nil {
+		return err
+	}
+	var at head
+	if err := json.Unmarshal(text, &at); err == nil {
+		e.follower.Take(lines(at.Heartbeats), time.Now()) // what is missing is known
+	}
+	before := e.follower.After()
+	if err := e.load(ctx, e.base+snapshotPath); err != nil {
+		return err
+	}
+	if slices.Equal(before, e.follower.After()) {
+		return fmt.Errorf("the hub has neither the records that come next nor a snapshot that reaches further: %w", denylist.ErrLost)
+	}
+	return nil
+}
+
+func lines(text []string) (all [][]byte) {
+	for _, line := range text {
+		all = append(all, []byte(line))
+	}
+	return all
 }
 
 // load fetches a snapshot into a file, checks it there, and loads it.
