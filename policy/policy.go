@@ -91,14 +91,19 @@ func (p *Policy) Find(host Host, path Path, trace *decision.Trace) (*Route, erro
 		return nil, nil
 	}
 	if t.fold {
-		path = path.folded()
+		path = path.lower()
 	}
 	rt := t.find(path)
 	if path.parameters {
 		// A server that cuts path parameters off would look here instead.
-		if other := t.find(path.withoutParameters()); other != rt {
+		bare := path.withoutParameters()
+		if t.find(bare) != rt || t.fold && t.find(bare.trimmed()) != rt {
 			return nil, errors.New("the path leads to another route without its parameters")
 		}
+	}
+	if t.fold && t.find(path.trimmed()) != rt {
+		// And Windows here.
+		return nil, errors.New("the path leads to another route without the dots and blanks at the end of a name")
 	}
 	if rt == nil {
 		trace.Add("route", "no route of host %q matches %q", t.host, path.decoded)

@@ -39,6 +39,24 @@ func (p Path) Under(prefix string) bool {
 	return len(path) >= len(prefix) && strings.EqualFold(path[:len(prefix)], prefix)
 }
 
+// ReadTarget reads an origin-form request target (RFC 9112 section 3.2.1): the
+// path in its one reading, and the query as it came with its question mark, ""
+// without one. The query is judged by nothing, so all that is asked of it is that
+// it ends where the target does.
+func ReadTarget(raw string) (path Path, query string, err error) {
+	target, rest, asked := strings.Cut(raw, "?")
+	if asked {
+		query = raw[len(target):]
+	}
+	if strings.ContainsFunc(rest, func(c rune) bool { return c <= ' ' || c == 0x7f || c == '#' }) {
+		return Path{}, "", errors.New("the query contains a blank, a control character or a fragment")
+	}
+	if path, err = ReadPath(target); err != nil {
+		return Path{}, "", err
+	}
+	return path, query, nil
+}
+
 // ReadPath reads the path of an origin-form request target (RFC 9112 section
 // 3.2.1), without its query. An error says what has two readings.
 func ReadPath(raw string) (Path, error) {
@@ -168,11 +186,20 @@ func (p Path) withoutParameters() Path {
 	return Path{escaped: cut(escaped), decoded: cut(p.decoded)}
 }
 
-// folded is the path as Windows reads it: it takes no notice of ASCII case, nor of
-// dots and blanks at the end of a name.
-func (p Path) folded() Path {
+// lower is the path as a server reads it that takes no notice of ASCII case.
+func (p Path) lower() Path {
+	p.escaped, p.decoded = lowerASCII(p.escaped), lowerASCII(p.decoded)
+	return p
+}
+
+// trimmed is the path as Windows reads it, which takes no notice of dots and
+// blanks at the end of a name either.
+func (p Path) trimmed() Path {
+	if !strings.Contains(p.decoded, "./") && !strings.Contains(p.decoded, " /") && strings.TrimRight(p.decoded, ". ") == p.decoded {
+		return p
+	}
 	trim := func(s string, ends ...string) string {
-		segments := strings.Split(lowerASCII(s), "/")
+		segments := strings.Split(s, "/")
 		for i := range segments {
 			for again := true; again; {
 				again = false

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"encoding/hex"
 	"net/url"
 	"path"
 	"strings"
@@ -106,6 +107,119 @@ func readings(escaped string) []string {
 	return []string{escaped, once, twice, strings.ReplaceAll(once, `\`, "/"), tomcat}
 }
 
+// FuzzRoute: wherever five kinds of server resolve an accepted path to, the policy
+// routes it there too; else it must have been refused. Nothing of the resolvers is
+// shared with the policy.
+func FuzzRoute(f *testing.F) {
+	fold := []bool{false, true}
+	var policies []*Policy
+	for _, insensitive := range fold {
+		var routes []RouteConfig
+		for _, path := range []string{"/", "/public/", "/Admin/", "/admin/panel/", "/users/{id}/edit", "/files/{name}", "/a/b", "/c/{$}", "/slashes/", "/caf\u00e9/"} {
+			rc := RouteConfig{Name: path, Path: path, FoldCase: insensitive}
+			if path == "/slashes/" {
+				rc.EncodedSlash = "allow"
+			}
+			routes = append(routes, rc)
+		}
+		p, err := Compile(routes, []string{"corp"})
+		if err != nil {
+			f.Fatal(err)
+		}
+		policies = append(policies, p)
+	}
+	for _, seed := range []string{
+		"/public/../Admin/x", "/public/..%2fAdmin", "/public/%252e%252e/Admin", "/public/..;/Admin/", "/public/..%5cAdmin", "/Admin;x/y", "/Admin.;x/y", "/admin./x", "/admin%20/x",
+		"/public;/x", "/files/a%2fb", "/slashes/a%2fb", "/slashes/a%2f..%2fb", "/%41dmin/x", "/admin/panel;a=b/c", "/users/1/edit;x", "/users/a%2fb/edit", "/caf%c3%a9/x", "/c", "/c/;x", "/a/b/", "/Admin", "/%u0041dmin/", "/a//b", "/admin%3bx/panel/",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		path, _, err := ReadTarget(raw)
+		if err != nil {
+			return
+		}
+		for i, p := range policies {
+			rt, err := p.Find(Host{Name: "app.test"}, path, nil)
+			if err != nil {
+				continue
+			}
+			for server, resolved := range resolve(path.Escaped(), fold[i]) {
+				if path.encodedSlash && server != "raw" {
+					continue // the route says that its upstream leaves these alone
+				}
+				u := url.URL{Path: resolved}
+				if server == "raw" {
+					u.RawPath = resolved
+					if u.Path, err = url.PathUnescape(resolved); err != nil {
+						t.Fatalf("%q: canonical %q does not unescape", raw, resolved)
+					}
+				}
+				there := Path{escaped: u.EscapedPath(), decoded: u.Path}
+				if fold[i] {
+					there.escaped, there.decoded = strings.ToLower(there.escaped), strings.ToLower(there.decoded)
+				}
+				if other := p.other.find(there); other != rt {
+					t.Fatalf("%q, folding %v: judged by %q, but %s resolves it to %q, which %q would judge", raw, fold[i], rt.Name, server, resolved, other.Name)
+				}
+			}
+		}
+	})
+}
+
+// resolve is what servers of five kinds make of an escaped path.
+func resolve(escaped string, windows bool) map[string]string {
+	decode := func(s string) string {
+		var out strings.Builder
+		for i := 0; i < len(s); i++ {
+			if s[i] == '%' && i+2 < len(s) {
+				if b, err := hex.DecodeString(s[i+1 : i+3]); err == nil {
+					out.WriteByte(b[0])
+					i += 2
+					continue
+				}
+			}
+			if s[i] == '%' && i+5 < len(s) && (s[i+1] == 'u' || s[i+1] == 'U') {
+				if b, err := hex.DecodeString(s[i+2 : i+6]); err == nil {
+					out.WriteRune(rune(b[0])<<8 | rune(b[1]))
+					i += 5
+					continue
+				}
+			}
+			out.WriteByte(s[i])
+		}
+		return out.String()
+	}
+	each := func(s string, change func(string) string) string {
+		segments := strings.Split(s, "/")
+		for i := range segments {
+			segments[i] = change(segments[i])
+		}
+		return strings.Join(segments, "/")
+	}
+	clean := func(s string) string {
+		resolved := path.Clean("/" + s)
+		if strings.HasSuffix(s, "/") && resolved != "/" {
+			resolved += "/"
+		}
+		return resolved
+	}
+	once := decode(escaped)
+	iis := strings.ReplaceAll(once, `\`, "/")
+	tomcat := each(escaped, func(s string) string { bare, _, _ := strings.Cut(s, ";"); return decode(bare) })
+	if windows {
+		trim := func(s string) string { return strings.TrimRight(s, ". ") }
+		iis, tomcat = each(iis, trim), each(tomcat, trim)
+	}
+	return map[string]string{
+		"raw":    clean(escaped),
+		"nginx":  clean(once),
+		"php":    clean(decode(once)),
+		"iis":    clean(iis),
+		"tomcat": clean(tomcat),
+	}
+}
+
 func TestReadHost(t *testing.T) {
 	for _, c := range []struct{ raw, want string }{
 		{"app.test", "app.test"},
@@ -142,11 +256,19 @@ func FuzzReadHost(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw string) {
 		h, err := ReadHost(raw)
 		if err != nil {
+			if h != (Host{}) {
+				t.Fatalf("%q: a host beside the error %v", raw, err)
+			}
 			return
 		}
 		again, err := ReadHost(h.String())
 		if err != nil || again != h {
 			t.Fatalf("%q: canonical of canonical is %+v, %v; want %+v", raw, again, err, h)
+		}
+		// Whoever reads it as part of a URL finds this host and this port and nothing else.
+		u, err := url.Parse("http://" + h.String() + "/")
+		if err != nil || u.Hostname() != h.Name || u.Port() != h.Port || u.User != nil || u.Path != "/" || h.Name != strings.ToLower(h.Name) {
+			t.Fatalf("%q: judged %+v, a URL with it is read as %+v, %v", raw, h, u, err)
 		}
 	})
 }

@@ -208,34 +208,31 @@ func encodeValue(s string) string {
 
 // protectedElsewhere are identity names that other gateways own. An application
 // may still believe one of them, so none is ever passed on from a client.
-// Compared by foldName; X-Forwarded-* and Forwarded are covered by a rule.
+// Compared by foldName; what begins with one of protectedFamilies is not repeated.
 var protectedElsewhere = [...]string{
 	// CGI, Apache, nginx, IIS
-	"Remote-User", "X-Remote-User", "X-Remote-Group", "X-Remote-Groups", "X-Remote-Email", "X-Remote-Name", "Remote-Groups",
-	"Remote-Email", "Remote-Name", "Auth-User", "Auth-Type", "X-User", "X-Username", "X-User-Id", "X-User-Name", "X-User-Email", "X-Email",
-	"X-Groups", "X-Roles", "X-Authenticated-User", "X-Authenticated-Userid", "X-Authenticated-Groups", "X-Authenticated-Scope",
-	"X-Credential-Identifier", "X-Consumer-Username", "X-Consumer-Id", "X-Consumer-Custom-Id", "X-Consumer-Groups", "X-Anonymous-Consumer",
-	// oauth2-proxy and forward-auth
-	"X-Auth-Request-User", "X-Auth-Request-Email", "X-Auth-Request-Groups", "X-Auth-Request-Preferred-Username", "X-Auth-Request-Access-Token",
-	"X-Auth-Request-Redirect", "X-Auth-User", "X-Auth-Email", "X-Auth-Groups", "X-Auth-Roles", "X-Auth-Name", "X-Auth-Subject", "X-Auth-Token-Claims",
-	"X-Vouch-User", "X-Vouch-Success", "X-Vouch-Idp-Accesstoken", "X-Vouch-Idp-Idtoken",
-	// authentik, Pomerium, WebAuth, Grafana
-	"X-Authentik-Username", "X-Authentik-Groups", "X-Authentik-Email", "X-Authentik-Name", "X-Authentik-Uid", "X-Authentik-Entitlements",
-	"X-Authentik-Jwt", "X-Authentik-Meta-App", "X-Pomerium-Jwt-Assertion", "X-Pomerium-Claim-Email", "X-Pomerium-Claim-User", "X-Pomerium-Claim-Groups",
-	"X-Webauth-User", "X-Webauth-Email", "X-Webauth-Groups", "X-Webauth-Role", "X-Grafana-User",
-	// clouds
-	"X-Goog-Iap-Jwt-Assertion", "X-Goog-Authenticated-User-Email", "X-Goog-Authenticated-User-Id", "X-Serverless-Authorization",
-	"X-Amzn-Oidc-Identity", "X-Amzn-Oidc-Data", "X-Amzn-Oidc-Accesstoken", "X-Amzn-Mtls-Clientcert-Subject",
-	"X-Ms-Client-Principal", "X-Ms-Client-Principal-Name", "X-Ms-Client-Principal-Id", "X-Ms-Client-Principal-Idp", "X-Ms-Token-Aad-Id-Token", "X-Ms-Token-Aad-Access-Token",
-	"Cf-Access-Jwt-Assertion", "Cf-Access-Authenticated-User-Email", "Cf-Access-Client-Id", "Tailscale-User-Login", "Tailscale-User-Name", "Tailscale-User-Profile-Pic",
+	"Remote-User", "Remote-Groups", "Remote-Email", "Remote-Name", "Auth-User", "Auth-Type",
+	"X-User", "X-Username", "X-User-Id", "X-User-Name", "X-User-Email", "X-Email", "X-Groups", "X-Roles",
+	// forward-auth and API gateways
+	"X-Auth-User", "X-Auth-Email", "X-Auth-Groups", "X-Auth-Roles", "X-Auth-Name", "X-Auth-Subject", "X-Auth-Token-Claims",
+	"X-Grafana-User", "X-Credential-Identifier", "X-Anonymous-Consumer", "X-Serverless-Authorization", "Gap-Auth",
 	// client certificates
-	"X-Client-Cert", "X-Client-Verify", "X-Client-Dn", "X-Ssl-Client-Cert", "X-Ssl-Client-Verify", "X-Ssl-Client-S-Dn", "X-Ssl-Client-Dn",
-	"Ssl-Client-Cert", "Ssl-Client-Verify", "Ssl-Client-S-Dn", "Client-Cert", "Client-Cert-Chain", "X-Arr-Clientcert",
+	"X-Client-Verify", "X-Client-Dn", "Client-Cert", "Client-Cert-Chain", "X-Arr-Clientcert", "X-Amzn-Mtls-Clientcert-Subject",
 	// addresses and URLs that are not the judged ones
-	"X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip", "Cf-Connecting-Ip", "Cf-Connecting-Ipv6", "Fastly-Client-Ip", "X-Originating-Ip", "X-Remote-Ip", "X-Remote-Addr",
-	"X-Envoy-External-Address", "X-Envoy-Original-Path", "X-Envoy-Original-Host", "X-Original-Url", "X-Original-Uri", "X-Original-Path", "X-Original-Host", "X-Original-Method", "X-Original-Forwarded-For", "X-Original-Remote-Addr",
-	"X-Rewrite-Url", "X-Rewrite-Uri", "X-Host", "X-Http-Host-Override", "X-Http-Method", "X-Http-Method-Override", "X-Method-Override",
-	"X-Url-Scheme", "X-Scheme", "X-Script-Name", "Script-Name", "X-Accel-Redirect", "X-Sendfile", "Front-End-Https", "Proxy", "Proxy-Authorization",
+	"X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip", "Cf-Connecting-Ip", "Cf-Connecting-Ipv6", "Fastly-Client-Ip", "X-Originating-Ip",
+	"X-Envoy-External-Address", "X-Host", "X-Http-Host-Override", "X-Http-Method", "X-Http-Method-Override", "X-Method-Override",
+	"X-Url-Scheme", "X-Scheme", "X-Script-Name", "Script-Name", "X-Accel-Redirect", "X-Sendfile", "Front-End-Https", "Proxy", "Proxy-Authorization", "Forwarded",
+}
+
+// protectedFamilies begin the names of which other gateways own all, as far as
+// anybody knows them, in the spelling of foldName.
+var protectedFamilies = [...]string{
+	"durward", "xforwarded",
+	"xauthrequest", "xvouch", "xauthentik", "xpomerium", "xwebauth", "xremote", "xauthenticated", "xconsumer", // forward-auth
+	"xgoogiap", "xgoogauthenticateduser", "xamznoidc", "xmsclientprincipal", "xmstoken", "cfaccess", "tailscale", // clouds
+	"oidcclaim", "oidcaccesstoken", "oidcidtoken", "mellon", "shib", "smuser", "smuniversalid", "ivuser", "ivgroup", "ivcred", // modules of Apache, older products
+	"xsslclient", "sslclient", "xclientcert", // client certificates
+	"xoriginal", "xrewrite", "xenvoyoriginal", // what was asked for before somebody rewrote it
 }
 
 // framingNames have one spelling. A field that only a folding server would take
@@ -273,14 +270,19 @@ func (set nameSet) strip(h http.Header) {
 	var buf [64]byte
 	for name := range h {
 		folded := appendFolded(buf[:0], name)
-		if set[string(folded)] || hasPrefix(folded, "xforwarded") || hasPrefix(folded, "durward") || string(folded) == "forwarded" {
+		if set[string(folded)] || inFamily(folded) {
 			delete(h, name)
 		}
 	}
 }
 
-func hasPrefix(b []byte, prefix string) bool {
-	return len(b) >= len(prefix) && string(b[:len(prefix)]) == prefix
+func inFamily(folded []byte) bool {
+	for _, family := range protectedFamilies {
+		if len(folded) >= len(family) && string(folded[:len(family)]) == family {
+			return true
+		}
+	}
+	return false
 }
 
 func foldName(name string) string { return string(appendFolded(nil, name)) }

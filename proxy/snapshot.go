@@ -184,12 +184,8 @@ func (s *Snapshot) enter(r *http.Request, rec *decision.Record) (p Passage, ok b
 		return refuse(decision.AmbiguousRequest, err.Error())
 	}
 	rec.Host = p.host.Name
-	target, query, _ := strings.Cut(r.RequestURI, "?")
-	p.query = r.RequestURI[len(target):]
-	if strings.ContainsFunc(query, func(c rune) bool { return c <= ' ' || c == 0x7f || c == '#' }) {
-		return refuse(decision.AmbiguousRequest, "the query contains a blank, a control character or a fragment")
-	}
-	if p.path, err = policy.ReadPath(target); err != nil {
+	if p.path, p.query, err = policy.ReadTarget(r.RequestURI); err != nil {
+		target, _, _ := strings.Cut(r.RequestURI, "?")
 		rec.Path = clip(target)
 		return refuse(decision.AmbiguousRequest, err.Error())
 	}

@@ -315,6 +315,9 @@ func TestHostileRequests(t *testing.T) {
 		path("/page?x#y", 400, twice, ""),
 		{"folding upstream, another case", get("/ADMIN/x"), "Host: fold.test", "", 403, "forbidden", "", ""},
 		{"folding upstream, escaped", get("/%41dmin/x"), "Host: fold.test", "", 403, "forbidden", "", ""},
+		{"folding upstream, a dot that Windows drops", get("/admin./x"), "Host: fold.test", "", 400, twice, "", ""},
+		{"folding upstream, a blank that Windows drops", get("/admin%20/x"), "Host: fold.test", "", 400, twice, "", ""},
+		{"folding upstream, a dot before a parameter", get("/admin.;a=b/x"), "Host: fold.test", "", 400, twice, "", ""},
 		{"folding upstream", get("/Page"), "Host: fold.test", "", ok, "", "get /Page ", ""},
 
 		// Targets (M5, M6, M10).
