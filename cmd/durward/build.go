@@ -190,6 +190,12 @@ func (b *builder) log() {
 	if b.Log.Format != "json" && b.Log.Format != "text" {
 		b.problem("log.format", "%q is not known; write json or text", b.Log.Format)
 	}
+	if b.Log.Refusals == 0 {
+		b.Log.Refusals = 100
+	}
+	if b.Log.Refusals < 0 {
+		b.problem("log.refusals", "is negative")
+	}
 }
 
 func (b *builder) credentials(s *proxy.Snapshot) {

@@ -89,6 +89,9 @@ type TLSConfig struct {
 type LogConfig struct {
 	Level  string `yaml:"level"`  // debug, info (default), warn or error
 	Format string `yaml:"format"` // json (default) or text
+	// Refusals is how many refused requests of each reason are logged a second; the
+	// number of the others is. Default 100.
+	Refusals int `yaml:"refusals"`
 }
 
 // CredentialsConfig says where the token stands in a request. On a route it

@@ -37,6 +37,7 @@ type gateway struct {
 	journal *denylist.Journal // nil without a state directory
 	handler *proxy.Handler
 	metrics *metrics.Metrics
+	sampler sampler
 	token   string // that the operators' interface asks for; "" closes it
 
 	fleet     *fleet
@@ -104,6 +105,7 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 		g.run(func() { keepLastRun(life, b.config.StateDir, g.log) })
 	}
 	g.run(func() { g.handler.Watch(life, g.list.Changed()) })
+	g.run(func() { g.sampler.run(life, g.log) })
 	g.run(func() { g.reloadLoop(life, hangup) })
 	if b.config.TLS != nil {
 		g.run(func() { l.certificate.run(life, g.log) })
@@ -239,6 +241,9 @@ func (g *gateway) close() error {
 // observe reads the record of a finished request.
 func (g *gateway) observe(rec *decision.Record) {
 	g.metrics.Observe(rec)
+	if rec.Verdict != decision.Allow && !g.sampler.pass(rec.Reason, time.Now(), g.current.Load().config.Log.Refusals) {
+		return
+	}
 	level := slog.LevelInfo
 	switch {
 	case rec.Reason == decision.Internal:
