@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -147,6 +148,20 @@ func rawSend(t *testing.T, address, request string) (status int, reason string) 
 	if err != nil {
 		t.Fatal(err)
 	}
+	return rawSendOn(conn, request)
+}
+
+// rawSendTLS is rawSend over TLS; who answers does not matter.
+func rawSendTLS(t *testing.T, address, request string) (status int, reason string) {
+	t.Helper()
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rawSendOn(conn, request)
+}
+
+func rawSendOn(conn net.Conn, request string) (status int, reason string) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(15 * time.Second))
 	go io.WriteString(conn, request) // a large one may be answered before it is read

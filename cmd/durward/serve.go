@@ -385,6 +385,7 @@ func (g *gateway) publicServer(b *built, l *listening, front *proxy.Front) *http
 		Protocols:                    protocols,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: 250,
+			MaxReadFrameSize:     16 << 10, // what every client may send; by default a frame of 1 MiB is held
 			SendPingTimeout:      30 * time.Second,
 			PingTimeout:          15 * time.Second,
 			WriteByteTimeout:     limits.IdleTimeout,
