@@ -53,7 +53,7 @@ func TestLogRead(t *testing.T) {
 		{"a:E:6,b:F:1", "no"},              // further than the chain is
 		{"a:E:18446744073709551615,b:F:1", "no"},
 		{"a:9223372036854775807:1,b:F:1", "no"}, // a later chain than is held
-		{"a:E:5,b:F:1,c:1:1", ""},               // c is none of ours
+		{"a:E:5,b:F:1,c:1:1", "no"},             // c may have been handed on here once
 		{"", "no"},
 	}
 	for _, tt := range tests {

@@ -281,7 +281,8 @@ func TestVouched(t *testing.T) {
 		{"own clock set back", []sign{{0, 0, 0, 0}}, -600, 5},
 		{"own clock ahead", []sign{{0, 0, 0, 600}}, 600, never},
 		{"own clock behind", []sign{{0, 0, 0, -600}}, -600, 5},
-		{"own clock set right from ahead", []sign{{0, 0, 0, 600}}, 0, 5},
+		{"own clock set right from ahead", []sign{{0, 0, 0, 600}}, 0, never}, // it said nothing when it came
+		{"own clock set right from ahead, and the next one", []sign{{0, 0, 0, 600}, {1, 1, 0, 0}}, 0, 6},
 		{"own clock set right from behind", []sign{{0, 0, 0, -600}}, 0, never},
 		{"both behind alike", []sign{{0, 0, -600, -600}}, -600, 5},
 		{"own clock set back, and it is replayed", []sign{{0, 0, 0, 0}, {4, 0, 0, -600}}, -600, 9},

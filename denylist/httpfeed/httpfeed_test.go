@@ -751,12 +751,12 @@ func TestReadEvent(t *testing.T) {
 	body := strings.NewReader("retry: 500\n\ndata: a\ndata:b\ndata:  c\nid: x\nevent: y\n:comment\ndatum: z\n\n\ndata: d\r\n\r\ndata: cut off")
 	r := bufio.NewReader(body)
 	for _, want := range []string{"", "a|b| c", "", "d"} {
-		lines, err := readEvent(r)
+		lines, _, err := readEvent(r)
 		if got := string(bytes.Join(lines, []byte("|"))); err != nil || got != want {
 			t.Errorf("%q, %v; want %q", got, err, want)
 		}
 	}
-	if lines, err := readEvent(r); err != io.ErrUnexpectedEOF || lines != nil {
+	if lines, _, err := readEvent(r); err != io.ErrUnexpectedEOF || lines != nil {
 		t.Errorf("an event that is cut off: %q, %v", lines, err)
 	}
 }
