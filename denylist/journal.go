@@ -42,6 +42,9 @@ type Journal struct {
 	path   string
 	broken int
 
+	gathering sync.Mutex
+	next      *batch // that still takes more; nil: none waits
+
 	mu   sync.Mutex
 	lock *os.File // nil once closed
 	file *os.File // nil after an error, until the next append
@@ -273,20 +276,51 @@ func (j *Journal) Append(rs []Revocation) error {
 	if len(rs) == 0 {
 		return nil
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	// A disk that takes its time must not make everybody wait in line: what comes
+	// while one batch is written is written and synced together as the next.
+	text := encode(rs)
+	j.gathering.Lock()
+	b := j.next
+	first := b == nil
+	if first {
+		b = &batch{done: make(chan struct{})}
+		j.next = b
+	}
+	b.text = append(b.text, text...)
+	j.gathering.Unlock()
+	if first {
+		j.mu.Lock()
+		j.gathering.Lock()
+		j.next = nil
+		j.gathering.Unlock()
+		b.err = j.append(b.text)
+		j.mu.Unlock()
+		close(b.done)
+	}
+	<-b.done
+	return b.err
+}
+
+// A batch is what is written and synced at once.
+type batch struct {
+	text []byte
+	done chan struct{} // closed when err is known
+	err  error
+}
+
+// append writes a batch; j.mu is held.
+func (j *Journal) append(text []byte) error {
 	if j.lock == nil {
 		return errors.New("the journal is closed")
 	}
-	b := encode(rs)
-	if err := j.write(b); err != nil {
+	if err := j.write(text); err != nil {
 		if j.file != nil {
 			j.file.Close() // its error would be the one that is reported already
 			j.file = nil
 		}
 		return fmt.Errorf("write the journal: %w", err)
 	}
-	j.end += int64(len(b))
+	j.end += int64(len(text))
 	return nil
 }
 

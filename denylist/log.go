@@ -267,7 +267,8 @@ type Writer struct {
 	key ed25519.PrivateKey // nil: records are not signed
 
 	mu   sync.Mutex
-	head Head
+	from Head // of the first record
+	head Head // its Number is 0 before the chain has begun
 	hash Hash
 	made time.Time
 }
@@ -277,15 +278,33 @@ type Writer struct {
 // begins anew has no Epoch there, and if the list holds something all the same,
 // incomplete says so. A nil key signs nothing.
 func NewWriter(log *Log, key ed25519.PrivateKey, from Head, incomplete bool, now time.Time) *Writer {
-	w := &Writer{log: log, key: key}
-	w.head = Head{from.Source, max(now.UnixMilli(), from.Epoch+1), 0}
-	source := from.Source
-	if from.Epoch == 0 && !incomplete {
-		from = Head{}
-	}
-	log.list("", []string{source})
-	w.write([][]byte{}, from, now)
+	w := QuietWriter(log, key, from, incomplete, now)
+	w.Begin(now)
 	return w
+}
+
+// QuietWriter is a writer that begins its chain when it first has something to
+// say: until then it is no source, and nobody waits for its signs of life.
+func QuietWriter(log *Log, key ed25519.PrivateKey, from Head, incomplete bool, now time.Time) *Writer {
+	w := &Writer{log: log, key: key, head: Head{from.Source, max(now.UnixMilli(), from.Epoch+1), 0}}
+	if from.Epoch != 0 || incomplete {
+		w.from = from
+	}
+	return w
+}
+
+// Begin begins the chain if it has not begun yet.
+func (w *Writer) Begin(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.begin(now)
+}
+
+func (w *Writer) begin(now time.Time) {
+	if w.head.Number == 0 {
+		w.log.list("", []string{w.head.Source})
+		w.write([][]byte{}, w.from, now)
+	}
 }
 
 // Renew begins a new chain that nobody can go on to without a snapshot: what was
@@ -294,6 +313,7 @@ func NewWriter(log *Log, key ed25519.PrivateKey, from Head, incomplete bool, now
 func (w *Writer) Renew(now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.begin(now)
 	w.head.Epoch, w.head.Number, w.hash = max(now.UnixMilli(), w.head.Epoch+1), 0, Hash{}
 	w.write([][]byte{}, Head{Source: w.head.Source}, now)
 }
@@ -301,7 +321,7 @@ func (w *Writer) Renew(now time.Time) {
 // Source is the name under which it writes.
 func (w *Writer) Source() string { return w.head.Source }
 
-// Place is the end of the chain.
+// Place is the end of the chain; its Number is 0 before the chain has begun.
 func (w *Writer) Place() Place {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -313,6 +333,7 @@ func (w *Writer) Place() Place {
 func (w *Writer) Publish(rs []Revocation, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.begin(now)
 	const most = MaxRecord / 2 // of the operations, before they are signed and encoded
 	var ops [][]byte
 	size := 0
@@ -351,11 +372,14 @@ func (w *Writer) time(now time.Time) time.Time {
 	return now
 }
 
-// Beat gives a sign of life. Whoever calls it says that everything this gateway
-// should have learned by now is in the chain.
+// Beat gives a sign of life, if the chain has begun. Whoever calls it says that
+// everything this gateway should have learned by now is in the chain.
 func (w *Writer) Beat(now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.head.Number == 0 {
+		return
+	}
 	r := &Record{Head: w.head, Previous: w.hash, Made: w.time(now)}
 	r.Raw = r.encode(w.key)
 	w.log.beat(r)

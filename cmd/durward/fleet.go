@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -75,9 +76,20 @@ func newFleet(b *built, list *denylist.List, log *slog.Logger, now time.Time) *f
 	}
 	if d.ServeFeed != nil {
 		f.records = denylist.NewLog()
-		f.writer = denylist.NewWriter(f.records, f.signing, own, list.Stats().Total > 0, now)
+		f.writer = denylist.QuietWriter(f.records, f.signing, own, list.Stats().Total > 0, now)
+		f.speak(d, own.Epoch != 0, now)
 	}
 	return f
+}
+
+// speak has this gateway's own chain begin, unless it is a relay that has nothing
+// to add to the one feed that it hands on. Were that a source of its own, whoever
+// follows it beside the hub would be stale when it is gone. With several feeds, or
+// files, its own signs of life say that it is in step with all of them.
+func (f *fleet) speak(d DenylistConfig, before bool, now time.Time) {
+	if f.writer != nil && (before || len(d.Feeds) != 1 || d.Feeds[0].HTTP == nil) {
+		f.writer.Begin(now)
+	}
 }
 
 func (f *fleet) lose(err error) {
@@ -117,7 +129,9 @@ func (f *fleet) save(feeds map[string]*feed, saved *uint64) {
 			f.learning.Lock()
 			own := f.writer.Place()
 			f.learning.Unlock()
-			at.Own = &own
+			if own.Number > 0 {
+				at.Own = &own
+			}
 		}
 		return at
 	}
@@ -461,6 +475,10 @@ func (b *builder) serveFeed() {
 	if follows && !slices.ContainsFunc(b.Denylist.Feeds, func(f FeedConfig) bool { return f.ForwardRevocations }) {
 		b.warn(place, "hands on what other hubs say, but what is revoked here does not come to them and to those who follow them; let a feed forward_revocations")
 	}
+	file := slices.ContainsFunc(b.Denylist.Feeds, func(f FeedConfig) bool { return f.HTTP == nil })
+	if file && slices.ContainsFunc(b.Denylist.Feeds, func(f FeedConfig) bool { return f.HTTP != nil }) {
+		b.warn(place, "hands on what a file here says to those alone who follow this gateway; whoever follows the hub beside it may be in step without it: give the file to the hub")
+	}
 	if len(b.Denylist.SourceKeys) > 0 && b.Denylist.SigningKeyFile == "" {
 		b.problem(place, "hands on snapshots, which must be signed where source_keys are configured; give this gateway a signing_key_file whose public key its followers know")
 	}
@@ -473,6 +491,11 @@ func (b *builder) feedConfig(place string, feed FeedConfig) {
 		b.problem(place, "has a file and http; give it one, and the other a feed of its own")
 	case feed.HTTP != nil:
 		b.add(place+".http", feed.HTTP.Check(len(b.Denylist.SourceKeys) > 0))
+		for _, address := range feed.HTTP.URLs {
+			if u, err := url.Parse(address); err == nil && u.Scheme == "http" && feed.HTTP.TokenFile != "" && !httpfeed.IsLoopback(u.Hostname()) {
+				b.warn(place+".http", "the token travels in the open to %s: whoever listens can revoke in this gateway's name; use https", u.Host)
+			}
+		}
 		if b.Denylist.Lease < 2*time.Second {
 			b.problem("denylist.lease", "%s is too short for feed %q, whose heartbeats come each second; write 2s or more", b.Denylist.Lease, feed.Name)
 		}

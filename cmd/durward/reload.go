@@ -154,6 +154,9 @@ func (g *gateway) use(ctx context.Context, b *built) []problem {
 		}
 	}
 	g.fleet.hub.use(hub)
+	if prev != nil {
+		g.fleet.speak(b.config.Denylist, false, time.Now())
+	}
 	g.fleet.restored = nil // a feed that a reload changes is followed anew
 	old := g.feeds
 	g.feeds = wanted
