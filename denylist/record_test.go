@@ -2,12 +2,16 @@ package denylist
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"durward/token"
 )
 
 const zeroHash = "00000000000000000000000000000000"
@@ -188,4 +192,67 @@ func FuzzRecord(f *testing.F) {
 			t.Fatalf("bit %d of %q is flipped, and it says %+v", bit, signed, r)
 		}
 	})
+}
+
+// example is a fenced block of the document, by its language.
+func example(t testing.TB, language string) []string {
+	t.Helper()
+	text, err := os.ReadFile("../docs/revocation-feed.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, ok := strings.Cut(string(text), "\n```"+language+"\n")
+	block, _, ended := strings.Cut(block, "\n```\n")
+	if !ok || !ended {
+		t.Fatalf("the document has no block %q", language)
+	}
+	return strings.Split(block, "\n")
+}
+
+// What docs/revocation-feed.md shows is what this package writes and takes.
+func TestDocument(t *testing.T) {
+	now := time.UnixMilli(1790000002000)
+	records := example(t, "records")
+	r := newReader(t, FollowerConfig{Mass: true})
+	for _, line := range records {
+		r.take("the example", now, nil, []byte(line))
+		rec, err := ParseRecord([]byte(line), nil)
+		if err != nil || string(rec.encode(nil)) != line {
+			t.Errorf("%s: %v; it is spelled %s", line, err, rec.encode(nil))
+		}
+	}
+	r.counted("the example", map[Event]uint64{Applied: 2})
+	r.holds("the example", "B70BA622")
+	r.state("the example", now, Live)
+
+	signed := example(t, "signed")
+	one, err := ParseRecord([]byte(signed[0]), public(1))
+	if err != nil || string(one.encode(nil)) != records[0] || string(one.encode(key(1))) != signed[0] || hashOf(one.Raw).String() != signed[1] {
+		t.Errorf("the signed record: %v, %+v", err, one)
+	}
+
+	file, err := hex.DecodeString(strings.Join(example(t, "snapshot"), ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenSnapshot(write(t, t.TempDir(), string(file)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	l := New(10)
+	l.SetIssuers(Issuers{{URL: corp, MaxLifetime: 24 * time.Hour, Leeway: 30 * time.Second, Skew: 2 * time.Second}})
+	if _, err := s.Restore(l, true); err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := l.Lookup(token.KindToken, corp, "B70BA622"); !ok || e.Until.Unix() != 4102444800 {
+		t.Errorf("the snapshot: %t, until %v", ok, e.Until)
+	}
+	if !slices.Equal(s.Places, r.Places()) {
+		t.Errorf("the snapshot is at %v, and the records end at %v", s.Places, r.Places())
+	}
+	again := snapshotText(t, l, SnapshotHeader{Made: s.Made, Places: s.Places}, nil)
+	if again != string(file) {
+		t.Errorf("the snapshot is written as %x", again)
+	}
 }
