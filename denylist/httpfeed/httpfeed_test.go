@@ -708,7 +708,7 @@ func TestHub(t *testing.T) {
 		t.Errorf("log: %d lines, %v", got, res.Header)
 	}
 	began := time.Now()
-	if res, text = get(logPath + "?wait=20&after=" + url.QueryEscape(end.Head.String())); time.Since(began) > 10*time.Second || !strings.Contains(text, `"n":2`) {
+	if _, text = get(logPath + "?wait=20&after=" + url.QueryEscape(end.Head.String())); time.Since(began) > 10*time.Second || !strings.Contains(text, `"n":2`) {
 		t.Errorf("waiting for a heartbeat took %v and brought %q", time.Since(began), text)
 	}
 	for _, bad := range []string{"?after=hub", "?after=hub:1:2:3", "?after=h+b:1:1"} {
