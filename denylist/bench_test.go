@@ -1,8 +1,13 @@
 package denylist
 
 import (
-	"encoding/binary"
+	"fmt"
+	"hash/maphash"
+	"iter"
+	"math"
 	"runtime"
+	"runtime/metrics"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,87 +16,249 @@ import (
 
 const million = 1_000_000
 
-// filled is a list of n denied tokens, of which the first has the jti "a", and
-// what one takes in memory.
-func filled(b *testing.B, n int) (*List, float64) {
-	b.Helper()
-	heap := func() uint64 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
-	before := heap()
-	l := newList(2 * n)
-	add(b, l, `{"jti":"a"}`)
-	now := time.Now()
-	for i := range n - 1 {
-		r := nth(i)
-		if _, err := l.Add([]Revocation{r}, now); err != nil {
-			b.Fatal(err)
-		}
-	}
-	return l, float64(heap()-before) / float64(n)
-}
-
-func nth(i int) Revocation {
-	return Revocation{Issuer: corp, Kind: token.KindToken, Value: string(binary.BigEndian.AppendUint64([]byte("5a1f7c1e-8a7b-"), uint64(i)))}
-}
-
-func BenchmarkCheck(b *testing.B) {
-	l, _ := filled(b, million)
-	now := time.Now()
-	mint := tokens(b, corp)
-	for _, tt := range []struct {
-		name, jti string
-		want      token.Kind
-	}{{"hit", "a", token.KindToken}, {"miss", "b", 0}} {
-		c := mint(map[string]any{"jti": tt.jti, "sid": "s", "sub": "u", "client_id": "c"})
-		b.Run(tt.name, func(b *testing.B) {
-			b.ReportAllocs()
-			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					if got := l.Check(c, now); got != tt.want {
-						b.Fatal(got)
-					}
-				}
-			})
+// sizes runs a benchmark of lists of a million and, unless -short, ten million.
+func sizes(b *testing.B, run func(b *testing.B, n int)) {
+	for _, n := range []int{million, 10 * million} {
+		b.Run(fmt.Sprintf("%dM", n/million), func(b *testing.B) {
+			if n > million && testing.Short() {
+				b.Skip("takes half a gigabyte")
+			}
+			run(b, n)
 		})
 	}
-	// Not one token over and over, whose shard would be warm.
-	many := make([]*token.Claims, 1<<12)
-	for i := range many {
-		many[i] = mint(map[string]any{"jti": nth(-i - 1).Value[:14] + string(rune('a'+i))})
-	}
-	b.Run("misses", func(b *testing.B) {
-		for i := 0; b.Loop(); i++ {
-			l.Check(many[i%len(many)], now)
+}
+
+// sequence is n denials that expire over the next day.
+func sequence(n int) iter.Seq[Denial] {
+	return func(yield func(Denial) bool) {
+		soon := uint32(time.Now().Unix()) + 600
+		for i := range n {
+			if !yield(Denial{token.KindToken, identity(uint64(i)), soon + uint32(i*86400/n)}) {
+				return
+			}
 		}
+	}
+}
+
+func heap() float64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc)
+}
+
+// filled is a list of n denied tokens that came one by one.
+func filled(b *testing.B, n int) *List {
+	b.Helper()
+	l := newList(math.MaxInt)
+	for d := range sequence(n) {
+		l.deny(d.Kind, d.ID, d.Until)
+	}
+	return l
+}
+
+// pauses is the longest time for which the garbage collector stopped the world,
+// as far as its histogram tells, while f ran.
+func pauses(f func()) time.Duration {
+	read := func() *metrics.Float64Histogram {
+		sample := []metrics.Sample{{Name: "/sched/pauses/total/gc:seconds"}}
+		metrics.Read(sample)
+		return sample[0].Value.Float64Histogram()
+	}
+	before := read()
+	f()
+	after := read()
+	for i := len(after.Counts) - 1; i >= 0; i-- {
+		if after.Counts[i] > before.Counts[i] {
+			return time.Duration(after.Buckets[i] * float64(time.Second))
+		}
+	}
+	return 0
+}
+
+// A locked is what the set was measured against: the same shards of Go maps.
+type locked struct {
+	seed   maphash.Seed
+	shards [shards]struct {
+		sync.RWMutex
+		held map[token.ID]uint32
+	}
+}
+
+func (l *locked) deny(d Denial) {
+	s := &l.shards[maphash.Bytes(l.seed, d.ID[:])%shards]
+	s.Lock()
+	defer s.Unlock()
+	if s.held == nil {
+		s.held = make(map[token.ID]uint32)
+	}
+	s.held[d.ID] = max(s.held[d.ID], d.Until)
+}
+
+func (l *locked) has(id token.ID) bool {
+	s := &l.shards[maphash.Bytes(l.seed, id[:])%shards]
+	s.RLock()
+	defer s.RUnlock()
+	_, ok := s.held[id]
+	return ok
+}
+
+// BenchmarkSet looks up identities all over the set, so that hardly any is in the
+// processor's cache, and says what an entry takes and how long the garbage
+// collector stopped the world; the same for Go maps behind locks.
+func BenchmarkSet(b *testing.B) {
+	sizes(b, func(b *testing.B, n int) {
+		measure := func(name string, fill func(), has func(token.ID) bool) {
+			before := heap()
+			fill()
+			each := (heap() - before) / float64(n)
+			for what, offset := range map[string]uint64{"hit": 0, "miss": 1 << 40} {
+				look := func(random uint64) uint64 {
+					random = random*6364136223846793005 + 1442695040888963407
+					if has(identity(random>>33%uint64(n)+offset)) != (offset == 0) {
+						b.Error("wrong")
+					}
+					return random
+				}
+				b.Run(name+"/"+what, func(b *testing.B) {
+					random := uint64(1)
+					for b.Loop() {
+						random = look(random)
+					}
+					b.ReportMetric(each, "B/entry")
+				})
+				b.Run(name+"/"+what+"/parallel", func(b *testing.B) {
+					b.RunParallel(func(pb *testing.PB) {
+						random := maphash.Comparable(maphash.MakeSeed(), 1)
+						for pb.Next() {
+							random = look(random)
+						}
+					})
+				})
+			}
+			b.Run(name+"/gc", func(b *testing.B) {
+				longest := pauses(func() {
+					for b.Loop() {
+						runtime.GC()
+					}
+				})
+				b.ReportMetric(longest.Seconds()*1e6, "µs-pause")
+			})
+		}
+		l := newList(math.MaxInt)
+		measure("tables", func() {
+			for d := range sequence(n) {
+				l.deny(d.Kind, d.ID, d.Until)
+			}
+		}, l.denials[token.KindToken].has)
+		if counted := float64(l.Stats().Bytes) / float64(n); counted > 28 {
+			b.Errorf("%.1f bytes an entry", counted)
+		}
+		m := &locked{seed: maphash.MakeSeed()}
+		l = nil
+		measure("maps", func() {
+			for d := range sequence(n) {
+				m.deny(d)
+			}
+		}, m.has)
 	})
 }
 
-func BenchmarkAdd(b *testing.B) {
-	l, bytes := filled(b, million)
-	now := time.Now()
-	b.ReportAllocs()
-	i := million
-	for b.Loop() {
-		r := [1]Revocation{nth(i)}
-		i++
-		l.SetMaxEntries(i)
-		if _, err := l.Add(r[:], now); err != nil {
-			b.Fatal(err)
+func BenchmarkCheck(b *testing.B) {
+	sizes(b, func(b *testing.B, n int) {
+		l := filled(b, n)
+		add(b, l, `{"jti":"a"}`)
+		now := time.Now()
+		mint := tokens(b, corp)
+		check := func(name string, want token.Kind, claims ...*token.Claims) {
+			b.Run(name, func(b *testing.B) {
+				b.ReportAllocs()
+				b.RunParallel(func(pb *testing.PB) {
+					for i := 0; pb.Next(); i++ {
+						if got := l.Check(claims[i%len(claims)], now); got != want {
+							b.Error(got)
+							return
+						}
+					}
+				})
+			})
 		}
-	}
-	b.ReportMetric(bytes, "B/entry")
+		check("hit", token.KindToken, mint(map[string]any{"jti": "a", "sid": "s", "sub": "u", "client_id": "c"}))
+		// Not one token over and over, nor so many that their claims are cold.
+		var many []*token.Claims
+		for i := range 1 << 10 {
+			many = append(many, mint(map[string]any{"jti": fmt.Sprint(i), "sid": "s", "sub": fmt.Sprint(i), "client_id": "c"}))
+		}
+		check("miss", 0, many...)
+		for i := range 10_000 {
+			l.cut(token.KindSubject, identity(uint64(i)), math.MaxUint32, ExceptedCutoff{Before: 1})
+		}
+		check("miss beside cutoffs", 0, many...)
+	})
 }
 
+// BenchmarkAdd is Add with what it takes to make an identity of a line's values,
+// while the set grows.
+func BenchmarkAdd(b *testing.B) {
+	sizes(b, func(b *testing.B, n int) {
+		l := filled(b, n)
+		now := time.Now()
+		b.ReportAllocs()
+		i := 0
+		for b.Loop() {
+			if _, err := l.Add([]Revocation{{Issuer: corp, Kind: token.KindToken, Value: fmt.Sprint(i)}}, now); err != nil {
+				b.Fatal(err)
+			}
+			i++
+		}
+		st := l.Stats()
+		b.ReportMetric(float64(st.Bytes)/float64(st.Total), "B/entry")
+	})
+}
+
+func BenchmarkRestore(b *testing.B) {
+	sizes(b, func(b *testing.B, n int) {
+		before := heap()
+		var l *List
+		for b.Loop() {
+			l = newList(n)
+			if err := l.RestoreDenials(n, sequence(n)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds()/1e6, "M/s")
+		b.ReportMetric((heap()-before)/float64(n), "B/entry")
+		runtime.KeepAlive(l)
+	})
+}
+
+// BenchmarkSweep is the sweep of a list of which nothing expired, of one of which a
+// part did that is left for now, and of one of which more did.
 func BenchmarkSweep(b *testing.B) {
-	l, _ := filled(b, million)
-	now := time.Now()
-	for b.Loop() {
-		l.Sweep(now)
-	}
+	sizes(b, func(b *testing.B, n int) {
+		l := filled(b, n)
+		s := &l.denials[token.KindToken]
+		past := uint32(time.Now().Unix()) + 500
+		for _, part := range []uint32{0, 1} {
+			b.Run([]string{"nothing", "a twelfth"}[part], func(b *testing.B) {
+				for b.Loop() {
+					if s.sweep(past+2*3600*part, false) != 0 {
+						b.Fatal("it is less than an eighth")
+					}
+				}
+			})
+		}
+		b.Run("a sixth", func(b *testing.B) {
+			for range b.N {
+				b.StopTimer()
+				l := filled(b, n)
+				b.StartTimer()
+				if l.denials[token.KindToken].sweep(past+4*3600, false) == 0 {
+					b.Fatal("nothing is dropped")
+				}
+			}
+		})
+	})
 }
 
 func BenchmarkParse(b *testing.B) {
@@ -113,7 +280,7 @@ func BenchmarkState(b *testing.B) {
 		l.Source(name, time.Hour).Synced(now)
 	}
 	for b.Loop() {
-		if l.State("", now) != Live {
+		if l.State(corp, now) != Live {
 			b.Fatal("not live")
 		}
 	}

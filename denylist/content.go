@@ -1,6 +1,7 @@
 package denylist
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"sync/atomic"
@@ -50,26 +51,72 @@ func (l *List) Cutoffs() iter.Seq[Cutoff] {
 // what fits of them is taken at once. An error wraps ErrFull as that of [List.Add]
 // does, or names what no list ever held, where it stops; what came before and
 // fitted was added all the same.
-func (l *List) RestoreDenials(count int, denials iter.Seq[Denial]) error {
+func (l *List) RestoreDenials(count int, denials iter.Seq[Denial]) (err error) {
 	defer l.tell()
 	past := l.past(time.Now())
 	count = min(count, int(l.max.Load()-l.total.Load()))
-	defer l.denials[token.KindSession].trim()
-	defer l.denials[token.KindToken].trim()
 	left, of := 0, 0
+	// They are sorted into batches by shard: storing one by one takes twice as long.
+	var batches [token.KindSession + 1][shards]batch
 	for d := range denials {
 		of++
 		if d.Kind != token.KindToken && d.Kind != token.KindSession {
-			return fmt.Errorf("a denial of kind %d: only a jti or a sid can be denied", d.Kind)
+			err = fmt.Errorf("a denial of kind %d: only a jti or a sid can be denied", d.Kind)
+			break
 		}
 		if d.Until < past {
 			continue
 		}
-		if _, _, ok := l.deny(d.Kind, d.ID, d.Until, count-of); !ok {
+		s := &l.denials[d.Kind]
+		hash := s.hash(d.ID)
+		b := &batches[d.Kind][s.index(hash)]
+		if *b = append(*b, pending{hash, d.ID, d.Until}); len(*b) == batchSize {
+			left += l.denyAll(s, *b, count-of)
+			*b = (*b)[:0]
+		}
+	}
+	for kind := range batches {
+		for _, b := range batches[kind] {
+			left += l.denyAll(&l.denials[kind], b, 0)
+		}
+		l.denials[kind].trim()
+	}
+	return errors.Join(err, l.fit(left, of))
+}
+
+// A batch is denials of one shard that are to be stored at once.
+type batch []pending
+
+type pending struct {
+	hash  uint64
+	id    token.ID
+	until uint32
+}
+
+const batchSize = 64
+
+// denyAll stores denials of one shard, which so many others follow in all shards,
+// and counts those that did not fit.
+func (l *List) denyAll(s *set, b batch, follow int) (left int) {
+	if len(b) == 0 {
+		return 0
+	}
+	sh := s.shard(b[0].hash)
+	sh.write.Lock()
+	defer sh.write.Unlock()
+	if t := sh.table.Load(); t != nil {
+		// What each of them will wait for, the processor fetches for all at once.
+		for i := range b {
+			group, _ := t.start(b[i].hash)
+			atomic.LoadUint64(&t.tags[group])
+		}
+	}
+	for i := range b {
+		if _, _, ok := l.place(s, sh, b[i], follow); !ok {
 			left++
 		}
 	}
-	return l.fit(left, of)
+	return left
 }
 
 // RestoreCutoffs is [List.RestoreDenials] for what [List.Cutoffs] gave.

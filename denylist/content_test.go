@@ -133,7 +133,7 @@ func TestWalkBesideWriters(t *testing.T) {
 	l := New(math.MaxInt)
 	s := &l.denials[token.KindToken]
 	for i := range uint64(n) {
-		l.deny(token.KindToken, identity(i), math.MaxUint32-1, 0)
+		l.deny(token.KindToken, identity(i), math.MaxUint32-1)
 		l.cut(token.KindSubject, identity(i), math.MaxUint32, ExceptedCutoff{Before: 1})
 	}
 	stop, done := make(chan struct{}), make(chan struct{})
@@ -144,8 +144,8 @@ func TestWalkBesideWriters(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				l.deny(token.KindToken, identity(i), uint32(i), 0)
-				l.deny(token.KindToken, identity(i%n), math.MaxUint32, 0)
+				l.deny(token.KindToken, identity(i), uint32(i))
+				l.deny(token.KindToken, identity(i%n), math.MaxUint32)
 				l.cut(token.KindSubject, identity(i), uint32(i), ExceptedCutoff{Before: 1})
 				rebuild(s, int(i%shards), int(i%50))
 				s.sweep(uint32(i), true)

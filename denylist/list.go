@@ -188,33 +188,37 @@ func (l *List) put(r *Revocation, until uint32) (fresh, ok bool) {
 	id := token.Identify(r.Kind, r.Issuer, r.Value)
 	var held uint32
 	if r.Denial() {
-		held, fresh, ok = l.deny(r.Kind, id, until, 0)
+		held, fresh, ok = l.deny(r.Kind, id, until)
 	} else {
 		held, fresh, ok = l.cut(r.Kind, id, until, newCutoff(r))
 	}
 	return fresh || ok && saturate(r.Expiry) > held, ok
 }
 
-// deny stores a denial, which so many others follow, and says until when one was
-// held already.
-func (l *List) deny(kind token.Kind, id token.ID, until uint32, follow int) (before uint32, fresh, ok bool) {
+// deny stores a denial, and says until when one was held already.
+func (l *List) deny(kind token.Kind, id token.ID, until uint32) (before uint32, fresh, ok bool) {
 	s := &l.denials[kind]
 	hash := s.hash(id)
 	sh := s.shard(hash)
 	sh.write.Lock()
 	defer sh.write.Unlock()
+	return l.place(s, sh, pending{hash, id, until}, 0)
+}
+
+// place is deny for who holds the shard's mutex, and knows how many others follow.
+func (l *List) place(s *set, sh *shard, p pending, follow int) (before uint32, fresh, ok bool) {
 	t := sh.table.Load()
-	if slot, old := t.find(hash, id); old {
+	if slot, old := t.find(p.hash, p.id); old {
 		before = t.until[slot]
-		if until > before {
-			t.raise(slot, until)
+		if p.until > before {
+			t.raise(slot, p.until)
 		}
 		return before, false, true
 	}
 	if !l.reserve(s) {
 		return 0, false, false
 	}
-	s.put(sh, hash, id, until, nil, follow)
+	s.put(sh, p.hash, p.id, p.until, nil, follow)
 	return 0, true, true
 }
 

@@ -105,8 +105,10 @@ func (t *table) bytes() int64 {
 
 func (s *set) hash(id token.ID) uint64 { return maphash.Bytes(s.seed, id[:]) }
 
-// shard, tag and group of a hash take different bits of it.
-func (s *set) shard(hash uint64) *shard { return &s.shards[hash>>8%shards] }
+// Shard, tag and group take different bits of a hash.
+func (s *set) index(hash uint64) int { return int(hash >> 8 % shards) }
+
+func (s *set) shard(hash uint64) *shard { return &s.shards[s.index(hash)] }
 
 func (t *table) start(hash uint64) (group int, tag uint64) {
 	return int(hash >> 32 * uint64(len(t.tags)) >> 32), hash&0x7f | 0x80

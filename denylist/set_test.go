@@ -101,7 +101,7 @@ func TestSetIsAMap(t *testing.T) {
 				if random.IntN(10) == 0 {
 					until = math.MaxUint32
 				}
-				_, fresh, ok := l.deny(token.KindToken, identity(n), until, random.IntN(50))
+				_, fresh, ok := l.deny(token.KindToken, identity(n), until)
 				if kept, held := model[n]; !ok || held && kept >= past && fresh || !held && !fresh {
 					t.Fatalf("fresh is %v, ok is %v, of what is kept until %d", fresh, ok, kept)
 				}
@@ -134,7 +134,7 @@ func TestSetWastesNothing(t *testing.T) {
 	const n = 100_000
 	l := New(n)
 	for i := range uint64(n) {
-		l.deny(token.KindToken, identity(i), math.MaxUint32, 0)
+		l.deny(token.KindToken, identity(i), math.MaxUint32)
 	}
 	if each := float64(l.Stats().Bytes) / n; each > 28 {
 		t.Errorf("one by one: %.1f bytes each, want at most 28", each)
@@ -165,7 +165,7 @@ func TestSetCollisions(t *testing.T) {
 		if s.has(id) {
 			t.Fatal("found before it is there")
 		}
-		l.deny(token.KindToken, id, uint32(i+1), 0)
+		l.deny(token.KindToken, id, uint32(i+1))
 		for j, id := range all[:i+1] {
 			if until, ok := s.until(id); !ok || until != uint32(j+1) {
 				t.Fatalf("of %d, %d is kept until %d, %v", i+1, j, until, ok)
@@ -205,8 +205,8 @@ func TestSetUnderStress(t *testing.T) {
 				if i%every == 0 {
 					n := added[w].Load()
 					id := identity(name(w, n))
-					l.deny(token.KindToken, id, math.MaxUint32, 0)
-					l.deny(token.KindToken, identity(name(w, n)|passing), clock.Load()+random.Uint32N(5000), 0)
+					l.deny(token.KindToken, id, math.MaxUint32)
+					l.deny(token.KindToken, identity(name(w, n)|passing), clock.Load()+random.Uint32N(5000))
 					if n%8 == 0 {
 						l.cut(token.KindSubject, id, math.MaxUint32, ExceptedCutoff{Before: 1})
 						l.cut(token.KindSubject, identity(name(w, n/2)|passing), clock.Load()+random.Uint32N(5000), ExceptedCutoff{Before: int64(n) + 1})
