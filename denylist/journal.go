@@ -43,7 +43,7 @@ type Journal struct {
 	broken int
 
 	gathering sync.Mutex
-	next      *batch // that still takes more; nil: none waits
+	next      *gathered // that still takes more; nil: none waits
 
 	mu   sync.Mutex
 	lock *os.File // nil once closed
@@ -283,7 +283,7 @@ func (j *Journal) Append(rs []Revocation) error {
 	b := j.next
 	first := b == nil
 	if first {
-		b = &batch{done: make(chan struct{})}
+		b = &gathered{done: make(chan struct{})}
 		j.next = b
 	}
 	b.text = append(b.text, text...)
@@ -301,8 +301,8 @@ func (j *Journal) Append(rs []Revocation) error {
 	return b.err
 }
 
-// A batch is what is written and synced at once.
-type batch struct {
+// Gathered is what is written and synced at once.
+type gathered struct {
 	text []byte
 	done chan struct{} // closed when err is known
 	err  error
