@@ -230,7 +230,7 @@ type strict struct {
 	tail  [10]byte // the end of the request line so far
 
 	// Of the request, or of its trailers.
-	limits  Limits
+	most    struct{ bytes, fields int } // twice the limits: the handler refuses what is a little over them, and knows how
 	size    int
 	fields  int
 	chunked bool
@@ -368,11 +368,10 @@ func (c *strict) judge(b []byte) (pass int, refusal string) {
 		case inFields, inTrailers:
 			end := bytes.IndexByte(b[i:], '\n') + 1
 			c.size += end
-			most := c.limits.farOver()
 			switch {
-			case end == 0 && c.size+len(b)-i > most.HeaderBytes || c.size > most.HeaderBytes:
+			case c.size > c.most.bytes || end == 0 && c.size+len(b)-i > c.most.bytes:
 				reason = decision.TooLarge
-				why = fmt.Sprintf("more than %d bytes of headers; the limit is %d (limits.header_bytes)", most.HeaderBytes, c.limits.HeaderBytes)
+				why = fmt.Sprintf("%d bytes of headers and more; the limit is half of that (limits.header_bytes)", c.most.bytes)
 			case end == 0:
 				c.seen = i - pass
 				return pass, ""
@@ -384,9 +383,9 @@ func (c *strict) judge(b []byte) (pass int, refusal string) {
 			default:
 				why = c.field(b[i : i+end])
 				i += end
-				if c.fields++; why == "" && c.fields > most.HeaderFields {
+				if c.fields++; why == "" && c.fields > c.most.fields {
 					reason = decision.TooLarge
-					why = fmt.Sprintf("more than %d header fields; the limit is %d (limits.header_fields)", most.HeaderFields, c.limits.HeaderFields)
+					why = fmt.Sprintf("more than %d header fields; the limit is half of that (limits.header_fields)", c.most.fields)
 				}
 			}
 		case inBody, inChunk:
@@ -430,7 +429,7 @@ func (c *strict) judge(b []byte) (pass int, refusal string) {
 				c.at = inChunkSize
 			}
 		case undecided:
-			if len(b)-i > c.limits.HeaderBytes {
+			if len(b)-i > c.most.bytes {
 				c.at = ended // it may not talk that much before it is answered
 			}
 			c.seen = 0
@@ -450,15 +449,6 @@ func (c *strict) judge(b []byte) (pass int, refusal string) {
 	}
 	c.seen = i - pass
 	return pass, ""
-}
-
-// farOver is where the front, and the server for HTTP/2, stop reading a header.
-// The handler refuses what is over the limits themselves; it knows what the client
-// would like to be told.
-func (l Limits) farOver() Limits {
-	l.HeaderBytes *= 2
-	l.HeaderFields *= 2
-	return l
 }
 
 // instead are fields that the handler refuses. They announce a body that never
@@ -511,7 +501,8 @@ func (c *strict) endRequestLine() (why string) {
 	case line[7] == 0:
 		return "an empty line in place of a request line"
 	}
-	c.limits = c.front.Limits()
+	limits := c.front.Limits()
+	c.most.bytes, c.most.fields = 2*limits.HeaderBytes, 2*limits.HeaderFields
 	c.size, c.fields, c.chunked, c.length, c.upgrade, c.blank = 0, 0, false, -1, false, false
 	c.at, c.tail = inFields, line
 	if !c.later && string(line[:]) == "HTTP/2.0\r\n" {

@@ -299,9 +299,7 @@ func TestFrontHolds(t *testing.T) {
 // BenchmarkFront reads pipelined requests such as browsers send through a
 // connection with and without the front.
 func BenchmarkFront(b *testing.B) {
-	request := "GET /api/orders/7?x=1 HTTP/1.1\r\nHost: shop.example.com\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0\r\n" +
-		"Accept: application/json, text/plain, */*\r\nAccept-Language: en-GB,en;q=0.5\r\nAccept-Encoding: gzip, deflate, br, zstd\r\nReferer: https://shop.example.com/orders\r\n" +
-		"Connection: keep-alive\r\nSec-Fetch-Dest: empty\r\nSec-Fetch-Mode: cors\r\nSec-Fetch-Site: same-origin\r\nCookie: theme=dark; __Host-session=" + strings.Repeat("x", 900) + "\r\n\r\n"
+	request := browserRequest()
 	post := strings.Replace(request, "GET", "POST", 1)
 	post = strings.TrimSuffix(post, "\r\n") + "Content-Length: 65536\r\n\r\n" + strings.Repeat("x", 65536)
 	limits := Limits{HeaderBytes: 32 << 10, HeaderFields: 128, HeaderTimeout: time.Second}
@@ -329,4 +327,22 @@ func BenchmarkFront(b *testing.B) {
 			})
 		}
 	}
+}
+
+// BenchmarkJudge is what the front adds to one such request.
+func BenchmarkJudge(b *testing.B) {
+	request := []byte(browserRequest())
+	c := &strict{front: testFront()}
+	b.ReportAllocs()
+	for b.Loop() {
+		if pass, _ := c.judge(request); pass != len(request) {
+			b.Fatal(pass)
+		}
+	}
+}
+
+func browserRequest() string {
+	return "GET /api/orders/7?x=1 HTTP/1.1\r\nHost: shop.example.com\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0\r\n" +
+		"Accept: application/json, text/plain, */*\r\nAccept-Language: en-GB,en;q=0.5\r\nAccept-Encoding: gzip, deflate, br, zstd\r\nReferer: https://shop.example.com/orders\r\n" +
+		"Connection: keep-alive\r\nSec-Fetch-Dest: empty\r\nSec-Fetch-Mode: cors\r\nSec-Fetch-Site: same-origin\r\nCookie: theme=dark; __Host-session=" + strings.Repeat("x", 900) + "\r\n\r\n"
 }

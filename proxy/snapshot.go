@@ -225,7 +225,7 @@ func clip(s string) string {
 }
 
 // check refuses a header section that is too large. One that is much larger never
-// gets here, see farOver.
+// gets here: the front, and the server for HTTP/2, stop at twice the limit.
 func (l Limits) check(h http.Header) error {
 	fields, size, cookies := 0, 0, 0
 	for name, values := range h {

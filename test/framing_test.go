@@ -246,6 +246,37 @@ func TestFramingInPieces(t *testing.T) {
 	}
 }
 
+// TestListedMethods: a method that the standard does not know passes where a route
+// lists it, and is refused everywhere if none does (M13).
+func TestListedMethods(t *testing.T) {
+	t.Parallel()
+	g, app, dial := newFramingWorld(t)
+	for _, c := range []struct {
+		method string
+		status int
+		reason string
+	}{
+		{"GET", 200, ""}, {"HEAD", 200, ""}, {"PURGE", 200, ""},
+		{"DELETE", 405, "method_not_allowed"}, {"OPTIONS", 405, "method_not_allowed"},
+		{"BREW", 400, "ambiguous_request"}, {"purge", 400, "ambiguous_request"}, {"Get", 400, "ambiguous_request"},
+		{"CONNECT", 400, "ambiguous_request"}, {"TRACE", 400, "ambiguous_request"}, {"TRACK", 400, "ambiguous_request"}, {"DEBUG", 400, "ambiguous_request"}, {"PRI", 400, "ambiguous_request"},
+	} {
+		app.take()
+		status, reason := rawSend(t, g.public[0], c.method+" /x HTTP/1.1\r\nHost: app.test\r\n\r\n")
+		if got := app.take(); status != c.status || reason != c.reason || strings.HasPrefix(got, c.method+" /x ") != (status == 200) {
+			t.Errorf("%s: %d %q, the upstream received %q", c.method, status, reason, got)
+		}
+	}
+	// The preface of HTTP/2 where HTTP/1.1 was agreed on is neither.
+	conn := dial["TLS"]()
+	defer conn.Close()
+	io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: app.test\r\n\r\n")
+	all, _ := io.ReadAll(conn)
+	if got := app.take(); !strings.HasPrefix(string(all), "HTTP/1.1 400 ") || strings.Count(string(all), "HTTP/1.1 ") != 1 || got != "" {
+		t.Errorf("answered %q, the upstream received %q", all, got)
+	}
+}
+
 // TestEarlyWebSocket: what a client sends before the switch is answered is passed
 // on as it is if the protocol is switched, and is another request if it is not.
 func TestEarlyWebSocket(t *testing.T) {

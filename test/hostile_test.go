@@ -968,6 +968,7 @@ func TestHostileHTTP2(t *testing.T) {
 		{"two credentials", "authorization: Bearer {O}", 400, "ambiguous_credentials", ""},
 		{"cookie crumbs", "cookie: a=b\ncookie: __Host-session={T}\ncookie: c=d", 200, "", "X-Forwarded-User: alice\r\n"},
 		{"two session cookies in crumbs", "cookie: __Host-session={T}\ncookie: __Host-session={O}", 400, "ambiguous_credentials", ""},
+		{"the front's own field", "durward-front: too_large x", 400, "ambiguous_request", ""},
 		{"an extended CONNECT", ":method: CONNECT\n:protocol: websocket", 0, "", ""},
 	} {
 		token, other := w.idp.token(nil), w.idp.token(jwt.MapClaims{"sub": "mallory"})
@@ -1005,6 +1006,53 @@ func TestHostileHTTP2(t *testing.T) {
 		}
 		if (got != "") != (c.status == 200) || !strings.Contains(got, c.sees) || strings.Contains(got, "mallory") {
 			t.Errorf("%s: the upstream received %q", c.name, got)
+		}
+	}
+}
+
+// TestHostileHTTP2Trailers: what comes behind a body is passed on no more than over
+// HTTP/1 (M19).
+func TestHostileHTTP2Trailers(t *testing.T) {
+	t.Parallel()
+	w := newHostileWorld(t)
+	for _, announced := range []string{"", "trailer: x-forwarded-user"} {
+		conn, err := net.Dial("tcp", w.public[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.SetDeadline(time.Now().Add(15 * time.Second))
+		block := func(fields ...string) []byte {
+			var b bytes.Buffer
+			encoder := hpack.NewEncoder(&b)
+			encoder.SetMaxDynamicTableSize(0)
+			for _, f := range fields {
+				if i := strings.Index(f, ": "); i > 0 {
+					encoder.WriteField(hpack.HeaderField{Name: f[:i], Value: f[i+2:]})
+				}
+			}
+			return b.Bytes()
+		}
+		io.WriteString(conn, http2.ClientPreface)
+		framer := http2.NewFramer(conn, conn)
+		framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+		framer.WriteSettings()
+		framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true,
+			BlockFragment: block(":method: POST", ":scheme: http", ":path: /page", ":authority: app.test", "authorization: Bearer "+w.idp.token(nil), announced)})
+		framer.WriteData(1, false, []byte("hello"))
+		framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, EndStream: true, BlockFragment: block("x-forwarded-user: mallory", "x-other: mallory")})
+		status := ""
+		for status == "" {
+			frame, err := framer.ReadFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if headers, ok := frame.(*http2.MetaHeadersFrame); ok {
+				status = headers.PseudoValue("status")
+			}
+		}
+		conn.Close()
+		if got := w.app.take(); status != "200" || !strings.Contains(got, "X-Forwarded-User: alice\r\n") || !strings.HasSuffix(got, "hello") || strings.Contains(strings.ToLower(got), "mallory") || strings.Contains(got, "Trailer:") {
+			t.Errorf("announced %q: %s, the upstream received %q", announced, status, got)
 		}
 	}
 }
