@@ -8,6 +8,17 @@
 //	a verified token ──────────────────────► List.Check ─┘   which rule, if any
 //	a route's on_stale ────────────────────► List.State      may the answer be trusted
 //
+// Between gateways, revocations travel in records, each the next link of its
+// source's chain:
+//
+//	Add's and Apply's news ─► Writer ─► Log ─► a hub's feed ─► Follower ─► Source.Apply
+//	                                     ▲                        │
+//	                                     └──── handed on ─────────┘
+//
+// The chain and its heartbeats tell a follower whether anything is missing,
+// whoever carries it. A snapshot is all that a list holds, as a file: for followers
+// that come late, and for the next start.
+//
 // There are two forms of revocation. A denial names one token (jti) or one
 // session (sid) and is a bare identity. A cutoff names a subject, a client, a
 // session or a whole issuer and a time: what was issued at or before it is
