@@ -209,6 +209,7 @@ const (
 	undecided // behind a request to switch protocols
 	beyond    // HTTP/1: another protocol has begun
 	ended     // nothing more passes
+	over      // nor is anything waited for any more
 )
 
 // A strict connection lets pass what has one reading. As net/http's connections
@@ -227,6 +228,7 @@ type strict struct {
 	at    place
 	later bool     // a request was read before
 	blank bool     // an empty line was let pass before this request line
+	cr    bool     // the request line begins with CR
 	tail  [10]byte // the end of the request line so far
 
 	// Of the request, or of its trailers.
@@ -260,6 +262,9 @@ func (c *strict) Read(p []byte) (int, error) {
 				c.buf = nil
 			}
 			return n, nil
+		}
+		if c.at == over {
+			return 0, io.EOF
 		}
 		if c.at == ended {
 			// The end of the stream would look like a client that went away, and end an
@@ -320,9 +325,12 @@ func (c *strict) room() []byte {
 
 // resume says that the server has answered and expects another request.
 func (c *strict) resume() {
-	if c.at == undecided {
+	switch c.at {
+	case undecided:
 		c.at, c.seen = inRequestLine, 0
 		c.judgeHeld()
+	case ended:
+		c.at = over
 	}
 }
 
@@ -344,6 +352,9 @@ func (c *strict) judge(b []byte) (pass int, refusal string) {
 			whole := end > 0
 			if !whole {
 				end = len(b) - i
+			}
+			if c.tail[9] == 0 {
+				c.cr = b[i] == '\r'
 			}
 			c.noteTail(b[i : i+end])
 			i += end
@@ -434,7 +445,7 @@ func (c *strict) judge(b []byte) (pass int, refusal string) {
 			}
 			c.seen = 0
 			return i, ""
-		default: // beyond, ended
+		default: // beyond, ended, over
 			i = len(b)
 			pass = i
 		}
@@ -500,6 +511,8 @@ func (c *strict) endRequestLine() (why string) {
 		return ""
 	case line[7] == 0:
 		return "an empty line in place of a request line"
+	case c.cr:
+		return "a CR before the request line" // the server skips that behind a POST too
 	}
 	limits := c.front.Limits()
 	c.most.bytes, c.most.fields = 2*limits.HeaderBytes, 2*limits.HeaderFields

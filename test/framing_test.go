@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -246,6 +248,35 @@ func TestFramingInPieces(t *testing.T) {
 	}
 }
 
+// TestBehindPost: net/http bears up to four CRs and LFs behind a POST. Of them one
+// empty line is left, which RFC 9112 section 2.2 asks for.
+func TestBehindPost(t *testing.T) {
+	t.Parallel()
+	g, app, _ := newFramingWorld(t)
+	for between, want := range map[string]string{"": "200 200", "\r\n": "200 200", "\r": "200 400", "\n": "200 400", "\r\n\r": "200 400", "\r\n\r\n": "200 400", "\r\r\n": "200 400", "\n\n": "200 400"} {
+		app.take()
+		conn, err := net.Dial("tcp", g.public[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.SetDeadline(time.Now().Add(15 * time.Second))
+		io.WriteString(conn, "POST /first HTTP/1.1\r\nHost: app.test\r\nContent-Length: 1\r\n\r\nx"+between+"GET /second HTTP/1.1\r\nHost: app.test\r\n\r\n")
+		in, got := bufio.NewReader(conn), ""
+		for range 2 {
+			res, err := http.ReadResponse(in, nil)
+			if err != nil {
+				t.Fatalf("%q: %v", between, err)
+			}
+			io.Copy(io.Discard, res.Body)
+			got += fmt.Sprintf(" %d", res.StatusCode)
+		}
+		conn.Close()
+		if seen := app.take(); got != " "+want || strings.Contains(seen, "GET /second") != (want == "200 200") {
+			t.Errorf("%q:%s, want %s; the upstream received %q", between, got, want, seen)
+		}
+	}
+}
+
 // TestListedMethods: a method that the standard does not know passes where a route
 // lists it, and is refused everywhere if none does (M13).
 func TestListedMethods(t *testing.T) {
@@ -346,6 +377,20 @@ func TestEarlyWebSocket(t *testing.T) {
 			t.Fatalf("without the switch, answer %d: %v %v", i, res, err)
 		}
 		io.Copy(io.Discard, res.Body)
+	}
+	conn.Close()
+
+	// Who says more than fits before the answer is heard no more.
+	conn = dial()
+	go io.WriteString(conn, "GET /stay"+fields+strings.Repeat("x", 200_000))
+	in = bufio.NewReader(conn)
+	if res, err := http.ReadResponse(in, nil); err != nil || res.StatusCode != 200 {
+		t.Fatalf("with much behind: %v %v", res, err)
+	} else if _, err := io.Copy(io.Discard, res.Body); err != nil {
+		t.Error(err)
+	}
+	if rest, err := io.ReadAll(in); len(rest) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("behind that: %q %v", rest, err)
 	}
 	conn.Close()
 }
