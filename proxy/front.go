@@ -325,12 +325,12 @@ func (c *strict) room() []byte {
 
 // resume says that the server has answered and expects another request.
 func (c *strict) resume() {
-	switch c.at {
-	case undecided:
+	switch {
+	case c.at == undecided:
 		c.at, c.seen = inRequestLine, 0
 		c.judgeHeld()
-	case ended:
-		c.at = over
+	case c.at == ended && len(c.buf) > c.pass:
+		c.at = over // what is held was too much, and there is no request to refuse
 	}
 }
 
