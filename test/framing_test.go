@@ -417,6 +417,56 @@ func TestUnaskedSwitch(t *testing.T) {
 	}
 }
 
+// TestHandshakes: who begins a TLS handshake and does not go on is shown out, who
+// speaks something else is told, and neither is in the way of others or of the end.
+func TestHandshakes(t *testing.T) {
+	t.Parallel()
+	app := newUpstream(t)
+	cert, key := newAuthority(t).pair(t)
+	g := serving(t, guarded(newIssuer(t), "limits: {header_timeout: 1s}\ntls: {cert_file: %q, key_file: %q}\nroutes: [{name: open, upstream: %q, auth: none}]\n", cert, key, app.URL))
+	open := func(text string) net.Conn {
+		conn, err := net.Dial("tcp", g.public[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		io.WriteString(conn, text)
+		return conn
+	}
+	var slow []net.Conn
+	for range 50 {
+		slow = append(slow, open(""), open("\x16\x03\x01\x02\x00\x01"), open("\x16\x03\x01"))
+	}
+	began := time.Now()
+	if status, reason := rawSendTLS(t, g.public[0], "GET / HTTP/1.1\r\nHost: app.test\r\n\r\n"); status != 200 {
+		t.Errorf("beside them: %d %q", status, reason)
+	}
+	for _, conn := range slow {
+		if _, err := io.ReadAll(conn); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("a handshake that does not go on is waited for")
+		}
+		conn.Close()
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("they were waited for %v", took)
+	}
+	for text, want := range map[string]string{"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n": "HTTP/1.0 400 Bad Request\r\n", "SSH-2.0-x\r\n": ""} {
+		conn := open(text)
+		if said, _ := io.ReadAll(conn); want != "" && !strings.HasPrefix(string(said), want) || want == "" && strings.HasPrefix(string(said), "HTTP/") {
+			t.Errorf("%q was told %q", text, said)
+		}
+		conn.Close()
+	}
+	for range 20 {
+		defer open("\x16\x03\x01").Close()
+	}
+	began = time.Now()
+	g.stop()
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("the end took %v", took)
+	}
+}
+
 // scripted is an upstream that does with each connection what the function says,
 // once a request's header has come.
 func scripted(t *testing.T, answer func(net.Conn)) (url string) {
