@@ -242,7 +242,7 @@ func TestIdleConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	if limit.Max < many+500 {
-		t.Skipf("a process may have %d files open here; this needs %d (ulimit -Hn)", limit.Max, many+500)
+		lack(t, fmt.Sprintf("a process may have %d files open here; this needs %d (ulimit -Hn)", limit.Max, many+500))
 	}
 	s := newSiege(t, time.Minute, "")
 	var open atomic.Int64
