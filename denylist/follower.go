@@ -76,6 +76,7 @@ type FollowerConfig struct {
 type Follower struct {
 	cfg    FollowerConfig
 	events [Events]atomic.Uint64
+	doubts atomic.Uint64
 
 	mu      sync.Mutex
 	chains  map[string]*chain
@@ -197,11 +198,12 @@ func (f *Follower) record(r *Record, now time.Time) error {
 			return ErrLost
 		}
 		if c == nil {
-			if len(f.chains) == maxChains {
+			if !f.room() {
 				f.count(Forged)
 				f.complain("a record of one source too many was dropped", "source", r.Source, "most", maxChains)
 				return nil
 			}
+			f.doubts.Add(1)
 			c = &chain{}
 			f.chains[r.Source] = c
 		}
@@ -210,7 +212,7 @@ func (f *Follower) record(r *Record, now time.Time) error {
 		f.count(Renewed)
 		if r.Number != 1 || r.From != (Head{}) && (r.From.Epoch != c.Epoch || r.From.Number > c.Number) {
 			f.apply(r, now)
-			c.lost = true
+			f.lost(c)
 			return ErrLost
 		}
 		f.cfg.Lines.Info("a source of revocations began a new chain; nothing that it said before is lifted", "feed", f.cfg.Source.Name(), "source", r.Source, "epoch", r.Epoch)
@@ -294,9 +296,20 @@ func (f *Follower) forked(c *chain, r *Record, now time.Time) error {
 	f.cfg.Lines.Error("a source of revocations said two things under one number: it was rolled back, or somebody writes in its name; both are enforced, and a snapshot is taken",
 		"feed", f.cfg.Source.Name(), "source", r.Source, "epoch", r.Epoch, "number", r.Number)
 	f.apply(r, now)
-	c.lost = true
+	f.lost(c)
 	return ErrLost
 }
+
+// lost notes that a source does not go on from where it was followed to: it may
+// not hold any more what it was told.
+func (f *Follower) lost(c *chain) {
+	f.doubts.Add(1)
+	c.lost = true
+}
+
+// Doubts is another number after a source appeared, was lost or went back, and so
+// may not hold what was handed to it before.
+func (f *Follower) Doubts() uint64 { return f.doubts.Load() }
 
 // apply enforces the operations of a record; false if not all of what they say could
 // be enforced, so that the record does not count as taken.
@@ -326,7 +339,8 @@ func (f *Follower) apply(r *Record, now time.Time) bool {
 		}
 		rs = append(rs, rev)
 	}
-	_, err := f.cfg.Source.Apply(rs, now)
+	// Kept for as long as the later of the two clocks asks for.
+	_, err := f.cfg.Source.Apply(rs, at)
 	if err != nil {
 		f.complain("the denylist is full", "error", err)
 	}
@@ -485,12 +499,13 @@ func (f *Follower) rewound(c *chain, r *Record, now time.Time) error {
 	f.count(Rewind)
 	f.cfg.Lines.Error("a source of revocations went back: it was restored from an old copy; nothing that it said before is lifted, and a snapshot is taken",
 		"feed", f.cfg.Source.Name(), "source", r.Source, "have", c.Head, "it has", r.Head)
-	c.lost = true
+	f.lost(c)
 	return ErrLost
 }
 
 // Places are the ends of the chains that were followed without a hole, for the next
-// start; nil if the next start must begin anew.
+// start; with Number 0, of those that only a snapshot helps. Nil if the next start
+// must begin anew.
 func (f *Follower) Places() []Place {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -499,9 +514,11 @@ func (f *Follower) Places() []Place {
 	}
 	var all []Place
 	for _, c := range f.chains {
-		if !c.lost {
-			all = append(all, c.Place)
+		p := c.Place
+		if c.lost { // not where it was, but that it was
+			p.Number, p.Hash = 0, Hash{}
 		}
+		all = append(all, p)
 	}
 	return all
 }
@@ -553,7 +570,7 @@ func (f *Follower) Load(s *Snapshot) error {
 	f.mu.Unlock()
 	f.cfg.Source.Begin()
 	// It may take seconds, and nobody need wait for it: all it does is add.
-	leftOut, err := s.Restore(f.cfg.List, f.cfg.Mass)
+	leftOut, err := s.restoreForeign(f.cfg.List, f.cfg.Mass, time.Now())
 	if err != nil {
 		f.cfg.Source.Failed(err)
 		return err
@@ -567,35 +584,66 @@ func (f *Follower) Load(s *Snapshot) error {
 	f.holes += leftOut
 	for _, p := range s.Places {
 		c := f.chains[p.Source]
+		if p.Number == 0 {
+			continue // no place in a chain
+		}
 		if c == nil || c.lost || p.Epoch > c.Epoch || p.Epoch == c.Epoch && p.Number > c.Number {
 			f.stand(p)
 		}
 	}
-	for source, c := range f.chains { // of a source that does not exist any more
-		if c.lost {
+	// What is still lost belongs to a source that does not exist any more. Where
+	// sources sign, that is not for whoever carries the snapshot to say.
+	for source, c := range f.chains {
+		if c.lost && (len(f.cfg.Keys) == 0 || f.superseded(c)) {
 			delete(f.chains, source)
 		}
 	}
 	return nil
 }
 
+// room makes room for one more chain if there is none: it forgets one that no
+// heartbeat has named for longest, and where sources sign, only one that is
+// superseded. False if there is no such chain.
+func (f *Follower) room() bool {
+	if len(f.chains) < maxChains {
+		return true
+	}
+	var oldest *chain
+	for _, c := range f.chains {
+		if len(f.cfg.Keys) > 0 && !f.superseded(c) {
+			continue
+		}
+		if oldest == nil || c.beatCame.Before(oldest.beatCame) {
+			oldest = c
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	delete(f.chains, oldest.Source)
+	return true
+}
+
 // stand puts a chain at a place. How fresh its heartbeats were is not forgotten,
 // so that old ones do not pass for new.
 func (f *Follower) stand(p Place) {
 	old := f.chains[p.Source]
-	if _, trusted := f.cfg.Keys[p.Signer]; !trusted && len(f.cfg.Keys) > 0 || old == nil && len(f.chains) == maxChains {
+	if _, trusted := f.cfg.Keys[p.Signer]; !trusted && len(f.cfg.Keys) > 0 || old == nil && !f.room() {
 		return
 	}
 	if len(f.cfg.Keys) == 0 {
 		p.Signer = "" // as in all records, whose signatures are not looked at
 	}
-	c := &chain{Place: p, oldest: p.Number}
+	if old == nil {
+		f.doubts.Add(1)
+	}
+	c := &chain{Place: p, oldest: p.Number, lost: p.Number == 0}
 	c.hashes[p.Number%remembered] = p.Hash
 	if old != nil && old.Epoch == p.Epoch {
 		c.beatMade, c.beatCame = old.beatMade, old.beatCame
 	}
 	f.chains[p.Source] = c
-	if f.cfg.Log != nil {
+	if f.cfg.Log != nil && !c.lost {
 		f.cfg.Log.jump(p)
 	}
 }

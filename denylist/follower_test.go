@@ -894,10 +894,17 @@ func TestManySources(t *testing.T) {
 		raw := (&Record{Head: Head{fmt.Sprint("s", i), 1, 1}, Made: now, Ops: [][]byte{}}).encode(nil)
 		r.take("a source", now, nil, raw)
 	}
-	r.counted("many", map[Event]uint64{Applied: maxChains, Forged: 5})
+	r.counted("many", map[Event]uint64{Applied: maxChains + 5}) // the oldest make room
 	if got := len(r.After()); got != maxChains {
 		t.Errorf("%d sources are followed, want %d", got, maxChains)
 	}
+	// Where sources sign, one that nobody superseded may not be forgotten.
+	r = newReader(t, FollowerConfig{Keys: public(1), Mass: true})
+	for i := range maxChains + 5 {
+		raw := (&Record{Head: Head{fmt.Sprint("s", i), 1, 1}, Made: now, Ops: [][]byte{}}).encode(key(1))
+		r.take("a source", now, nil, raw)
+	}
+	r.counted("many that sign", map[Event]uint64{Applied: maxChains, Forged: 5})
 }
 
 // Whatever comes, in whatever order: no panic, the list only grows, and nobody is

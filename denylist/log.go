@@ -313,9 +313,12 @@ func (w *Writer) begin(now time.Time) {
 func (w *Writer) Renew(now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.begin(now)
+	w.from = Head{Source: w.head.Source}
+	if w.head.Number == 0 {
+		return // it begins with that
+	}
 	w.head.Epoch, w.head.Number, w.hash = max(now.UnixMilli(), w.head.Epoch+1), 0, Hash{}
-	w.write([][]byte{}, Head{Source: w.head.Source}, now)
+	w.write([][]byte{}, w.from, now)
 }
 
 // Source is the name under which it writes.

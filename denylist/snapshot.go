@@ -285,8 +285,24 @@ func (s *Snapshot) Restore(l *List, mass bool) (leftOut int, err error) {
 	for issuer, retention := range l.Issuers().retentions() {
 		longer = max(longer, retention-max(0, s.Retention[issuer]))
 	}
+	return s.restore(l, mass, 0, longer)
+}
+
+// restoreForeign is Restore of a snapshot that somebody else took. When its entries
+// may be forgotten was told by clocks and limits of theirs, of now and of the past:
+// so each is kept for as long as if it had been made now, or then if that is later.
+func (s *Snapshot) restoreForeign(l *List, mass bool, now time.Time) (leftOut int, err error) {
+	longest := int64(0)
+	for _, retention := range l.Issuers().retentions() {
+		longest = max(longest, retention)
+	}
+	_, later := l.clocks(now)
+	return s.restore(l, mass, later.Unix(), longest)
+}
+
+func (s *Snapshot) restore(l *List, mass bool, least, longer int64) (leftOut int, err error) {
 	r := &blockReader{
-		r: bufio.NewReaderSize(io.NewSectionReader(s.file, s.blocks, s.end-s.blocks), 256<<10), longer: longer,
+		r: bufio.NewReaderSize(io.NewSectionReader(s.file, s.blocks, s.end-s.blocks), 256<<10), least: least, longer: longer,
 	}
 	err = l.RestoreDenials(s.Entries, r.denials())
 	err = errors.Join(err, l.RestoreCutoffs(func(yield func(Cutoff) bool) {
@@ -313,8 +329,9 @@ func isMass(kind token.Kind) bool { return kind == token.KindIssuer || kind == t
 // A blockReader reads denials first, then cutoffs.
 type blockReader struct {
 	r      *bufio.Reader
-	longer int64
-	kind   byte // of the block that comes next, read already
+	least  int64 // what an until is raised to
+	longer int64 // and how much is added then
+	kind   byte  // of the block that comes next, read already
 	count  int
 	ahead  bool
 	err    error
@@ -355,7 +372,7 @@ func (r *blockReader) finish() {
 }
 
 func (r *blockReader) until(b []byte) uint32 {
-	return uint32(min(int64(binary.BigEndian.Uint32(b))+r.longer, math.MaxUint32))
+	return uint32(min(max(int64(binary.BigEndian.Uint32(b)), r.least)+r.longer, math.MaxUint32))
 }
 
 func (r *blockReader) bytes(b []byte) bool {
