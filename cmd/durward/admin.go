@@ -224,6 +224,9 @@ func (g *gateway) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	if stats.Total > 0 && g.list.Near() {
 		warnings = append(warnings, fmt.Sprintf("the denylist is nearly full: %d of %d entries; raise denylist.max_entries", stats.Total, stats.Max))
 	}
+	if w := g.fleet.hub.warning(); w != "" {
+		warnings = append(warnings, w)
+	}
 	for _, w := range b.warnings {
 		warnings = append(warnings, w.Error())
 	}
@@ -292,14 +295,14 @@ func (g *gateway) serveRevocations(w http.ResponseWriter, r *http.Request) {
 		adminError(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("read the body: %v; send fewer lines at once (%d MiB)", err, maxAdminBody>>20))
 		return
 	}
-	status, answer := g.accept(r.Context(), body, time.Now(), false)
+	status, answer := g.accept(r.Context(), body, time.Now(), nil)
 	writeJSON(w, status, answer)
 }
 
 // accept applies the lines of a body, as far as they are good. Its answer says
-// whether that holds for the fleet, or for this gateway alone. forwarded is whether
-// another gateway sent them.
-func (g *gateway) accept(ctx context.Context, body []byte, now time.Time, forwarded bool) (status int, answer map[string]any) {
+// whether that holds for the fleet, or for this gateway alone. via are the sources
+// of the gateways that sent them.
+func (g *gateway) accept(ctx context.Context, body []byte, now time.Time, via []string) (status int, answer map[string]any) {
 	results, accepted := []lineResult{}, []denylist.Revocation{}
 	for i, line := range splitLines(body) {
 		if len(bytes.TrimSpace(line)) == 0 {
@@ -331,7 +334,7 @@ func (g *gateway) accept(ctx context.Context, body []byte, now time.Time, forwar
 	}
 	answer = map[string]any{"applied": len(accepted), "refused": len(results) - len(accepted), "lines": results}
 	if len(accepted) > 0 {
-		scope, err := g.revoke(ctx, accepted, now, forwarded)
+		scope, err := g.revoke(ctx, accepted, now, via)
 		answer["scope"] = scope.name
 		if scope.problem != "" {
 			answer["scope_problem"] = scope.problem
@@ -366,32 +369,29 @@ type scope struct {
 
 // revoke enforces the revocations, makes them durable, and hands them to the
 // fleet. Without room for all of them nothing is promised; with a journal that
-// cannot be written they are enforced all the same. What another gateway forwarded
-// and was known here goes no further, so that gateways which forward to each other
-// come to an end.
-func (g *gateway) revoke(ctx context.Context, rs []denylist.Revocation, now time.Time, forwarded bool) (scope, error) {
+// cannot be written they are enforced all the same. What came through this gateway
+// before goes no further, so that gateways which forward to each other come to an
+// end; that it is known here says nothing about the hub.
+func (g *gateway) revoke(ctx context.Context, rs []denylist.Revocation, now time.Time, via []string) (scope, error) {
 	kept := make([]denylist.Revocation, len(rs))
 	for i, r := range rs {
 		kept[i] = r
 		kept[i].Expiry = g.list.Retention(r, now)
 	}
-	known := true
 	var written error
 	if err := g.fleet.learn(func() (news []denylist.Revocation, err error) {
-		if news, err = g.list.Add(rs, now); err == nil {
+		// With the expiry that it has from now on: that a session is revoked again is
+		// news to those who would forget it sooner.
+		if news, err = g.list.Add(kept, now); err == nil {
 			g.metrics.Applied(time.Since(now))
 			written = g.journal.Append(kept)
 		}
-		known = len(news) == 0
 		return news, err
 	}); err != nil {
 		g.log.Error("a revocation could not be applied", "error", err)
 		return scope{name: "local"}, err
 	}
-	reach := scope{name: "fleet"}
-	if !forwarded || !known {
-		reach = g.reach(ctx, rs)
-	}
+	reach := g.reach(ctx, kept, via)
 	for _, r := range rs {
 		g.log.Info("revoked", "issuer", r.Issuer, "kind", r.Kind.String(), "reason", r.Reason, "durable", written == nil, "scope", reach.name)
 	}
@@ -405,12 +405,18 @@ func (g *gateway) revoke(ctx context.Context, rs []denylist.Revocation, now time
 // reach forwards revocations to a hub, if one is configured for that. What a gateway
 // that follows a hub publishes by itself does not come to that hub, nor to those who
 // follow it.
-func (g *gateway) reach(ctx context.Context, rs []denylist.Revocation) scope {
-	configured, err := g.fleet.hub.now(context.WithoutCancel(ctx), rs)
+func (g *gateway) reach(ctx context.Context, rs []denylist.Revocation, via []string) scope {
+	if w := g.fleet.writer; w != nil {
+		if slices.Contains(via, w.Source()) {
+			return scope{"local", "it came through this gateway before: its feeds forward to each other"}
+		}
+		via = append(slices.Clone(via), w.Source())
+	}
+	configured, err := g.fleet.hub.now(context.WithoutCancel(ctx), rs, via)
 	switch {
 	case err != nil:
-		g.log.Error("no hub took a revocation; it is enforced here and forwarded once a hub takes it", "error", err)
-		return scope{"local", "forwarded once a hub takes it: " + err.Error()}
+		g.log.Error("a revocation is enforced here, and not by the fleet yet", "error", err)
+		return scope{"local", err.Error()}
 	case configured || g.fleet.writer != nil && !g.follows():
 		return scope{name: "fleet"}
 	case g.fleet.writer != nil:
@@ -439,7 +445,7 @@ func (g *gateway) revokeToken(ctx context.Context, c *token.Claims) error {
 	if g.list.Check(c, time.Now()) != 0 && !g.undurable.Load() {
 		return nil
 	}
-	_, err := g.revoke(ctx, []denylist.Revocation{{Issuer: c.Issuer.URL(), Kind: token.KindToken, Value: c.TokenID, Expiry: c.Expiry, Reason: "signed out"}}, time.Now(), false)
+	_, err := g.revoke(ctx, []denylist.Revocation{{Issuer: c.Issuer.URL(), Kind: token.KindToken, Value: c.TokenID, Expiry: c.Expiry, Reason: "signed out"}}, time.Now(), nil)
 	return err
 }
 

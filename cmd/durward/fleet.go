@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"durward/denylist"
@@ -37,10 +38,13 @@ type fleet struct {
 	path    string // of the snapshot; "" without a state directory
 	broken  string // why the snapshot of the last run could not be used
 
+	journal string // the folder of the journal; "" without a state directory
+
 	// learning is held, by any number, from when something is enforced until it is
 	// published, and by nobody else at the moment in which a snapshot notes how far
 	// this gateway's own chain says what is in it.
 	learning sync.RWMutex
+	relays   atomic.Bool                 // what is revoked here is for the one hub to publish
 	restored map[string][]denylist.Place // by feed: where the last run stood
 	hub      forwarding
 }
@@ -51,10 +55,10 @@ const snapshotFile = "denylist.snapshot"
 // gateway is a hub. The list takes whatever it holds: what was enforced is.
 func newFleet(b *built, list *denylist.List, log *slog.Logger, now time.Time) *fleet {
 	d := b.config.Denylist
-	f := &fleet{log: log, list: list, signing: b.signing}
+	f := &fleet{log: log, list: list, signing: b.signing, hub: forwarding{log: log, queued: map[string]struct{}{}}}
 	own := denylist.Head{Source: "durward-" + strings.ToLower(rand.Text()[:10])}
 	if b.config.StateDir != "" {
-		f.path = filepath.Join(b.config.StateDir, snapshotFile)
+		f.path, f.journal = filepath.Join(b.config.StateDir, snapshotFile), b.config.StateDir
 		s, err := denylist.OpenSnapshot(f.path, nil)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -87,9 +91,14 @@ func newFleet(b *built, list *denylist.List, log *slog.Logger, now time.Time) *f
 // follows it beside the hub would be stale when it is gone. With several feeds, or
 // files, its own signs of life say that it is in step with all of them.
 func (f *fleet) speak(d DenylistConfig, before bool, now time.Time) {
-	if f.writer != nil && (before || len(d.Feeds) != 1 || d.Feeds[0].HTTP == nil) {
+	if f.writer == nil {
+		return
+	}
+	one := len(d.Feeds) == 1 && d.Feeds[0].HTTP != nil
+	if before || !one {
 		f.writer.Begin(now)
 	}
+	f.relays.Store(one && d.Feeds[0].ForwardRevocations && f.writer.Place().Number == 0)
 }
 
 func (f *fleet) lose(err error) {
@@ -103,15 +112,20 @@ func (f *fleet) learn(enforce func() (news []denylist.Revocation, err error)) er
 	f.learning.RLock()
 	defer f.learning.RUnlock()
 	news, err := enforce()
-	if f.writer != nil && len(news) > 0 {
+	switch {
+	case f.writer == nil || len(news) == 0:
+	case f.relays.Load():
+		f.writer.Renew(time.Now()) // should it begin after all, it has not said this
+	default:
 		f.writer.Publish(news, time.Now())
 	}
 	return err
 }
 
-// save writes the snapshot if something was added since the last one.
+// save writes the snapshot if something was added since the last one. saved is the
+// version that was written last, 0 for none.
 func (f *fleet) save(feeds map[string]*feed, saved *uint64) {
-	version := f.list.Version()
+	version := f.list.Version() + 1
 	if f.path == "" || version == *saved {
 		return
 	}
@@ -145,10 +159,11 @@ func (f *fleet) save(feeds map[string]*feed, saved *uint64) {
 // keep writes snapshots, gives signs of life as a hub, and says when the list is
 // nearly full, until the context ends; then it writes the last snapshot.
 func (g *gateway) keep(ctx context.Context) {
-	const saveEvery = time.Minute
+	const saveEvery, saveSoon = time.Minute, 3 * time.Second
 	f := g.fleet
 	var saved uint64
-	next := time.Now().Add(saveEvery)
+	// The first one soon: a hub is known to its followers by the name that is in it.
+	next := time.Now().Add(saveSoon)
 	near := false
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
@@ -215,6 +230,7 @@ type feed struct {
 	config   FeedConfig
 	source   *denylist.Source
 	stop     context.CancelFunc
+	ended    chan struct{}      // closed when nothing more comes, after stop
 	follower *denylist.Follower // nil: a file
 	http     *httpfeed.Feed     // nil: a file
 }
@@ -222,17 +238,38 @@ type feed struct {
 // follow starts to read a feed; it has no say yet.
 func (g *gateway) follow(ctx context.Context, config FeedConfig, b *built) *feed {
 	life, stop := context.WithCancel(ctx)
-	f := &feed{config: config, source: g.list.Candidate(config.Name, b.config.Denylist.Lease), stop: stop}
+	f := &feed{config: config, source: g.list.Candidate(config.Name, b.config.Denylist.Lease), stop: stop, ended: make(chan struct{})}
 	if config.HTTP == nil {
-		g.run(func() { filefeed.Run(life, config.File, g.list, f.source, g.fleet.into(f.source), g.log) })
+		g.run(func() {
+			defer close(f.ended)
+			filefeed.Run(life, config.File, g.list, f.source, g.fleet.into(f.source), g.log)
+		})
 		return f
 	}
 	if err := f.open(g.list, b, g.fleet.records, g.fleet.restored[config.Name], g.metrics.Applied, g.log); err != nil {
 		f.source.Failed(err) // it was checked a moment ago; what changed since shows where the state does
+		close(f.ended)
 		return f
 	}
-	g.run(func() { f.http.Run(life) })
+	g.run(func() {
+		defer close(f.ended)
+		f.http.Run(life)
+	})
 	return f
+}
+
+// leave ends a feed and forgets its chains, unless another feed of that name goes
+// on. Nobody can follow on from them: what they brought is still held here, and
+// would be no news to anybody.
+func (g *gateway) leave(f *feed, goesOn bool) {
+	f.stop()
+	<-f.ended
+	if f.follower != nil && g.fleet.records != nil {
+		if !goesOn {
+			g.fleet.records.Leave(f.config.Name)
+		}
+		g.fleet.writer.Renew(time.Now())
+	}
 }
 
 // into enforces what a file says, and hands it on.
@@ -254,14 +291,23 @@ func (f *feed) open(list *denylist.List, b *built, records *denylist.Log, at []d
 
 // A forwarding hands what was revoked here to a hub, sooner or later.
 type forwarding struct {
+	log *slog.Logger
+
 	mu      sync.Mutex
-	feed    *httpfeed.Feed // nil: nothing is forwarded
-	pending [][]byte       // lines that no hub has taken yet, oldest first
+	feed    *httpfeed.Feed      // nil: nothing is forwarded
+	pending [][]byte            // lines that no hub has taken yet, oldest first
+	queued  map[string]struct{} // the same lines
+	refused int                 // lines that the hub did not take and never will
+	problem string              // of the last of them
 }
 
-// maxPending bounds what waits for a hub; what is older is in the journal, and is
-// forwarded at the next start.
-const maxPending = 1_000_000
+const (
+	// maxPending bounds what waits for a hub; what is more is in the journal, and is
+	// forwarded at the next start.
+	maxPending = 1_000_000
+	// One request takes as many lines, and about as many bytes.
+	forwardLines, forwardBytes = 1000, 4 << 20
+)
 
 func (f *forwarding) use(feed *httpfeed.Feed) {
 	f.mu.Lock()
@@ -270,19 +316,39 @@ func (f *forwarding) use(feed *httpfeed.Feed) {
 }
 
 // now forwards revocations, or leaves them for later. It is false if no hub is
-// configured.
-func (f *forwarding) now(ctx context.Context, rs []denylist.Revocation) (configured bool, err error) {
+// configured. An error says why they do not hold for the fleet.
+func (f *forwarding) now(ctx context.Context, rs []denylist.Revocation, via []string) (configured bool, err error) {
 	f.mu.Lock()
 	feed := f.feed
 	f.mu.Unlock()
 	if feed == nil {
 		return false, nil
 	}
-	if err := feed.Forward(ctx, lines(rs)); err != nil {
-		f.later(lines(rs))
-		return true, err
+	for all := lines(rs); len(all) > 0; {
+		part := first(all)
+		all = all[len(part):]
+		refused, failed := feed.Forward(ctx, part, via)
+		if failed != nil {
+			f.later(part)
+			err = errors.Join(err, fmt.Errorf("forwarded once a hub takes it: %w", failed))
+		}
+		if len(refused) > 0 {
+			f.refuse(refused)
+			err = errors.Join(err, fmt.Errorf("the hub refused %d: %s", len(refused), refused[0].Problem))
+		}
 	}
-	return true, nil
+	return true, err
+}
+
+// first is as much of the lines as one request takes; at least one.
+func first(all [][]byte) [][]byte {
+	size := 0
+	for i, line := range all {
+		if size += len(line); i == forwardLines || i > 0 && size > forwardBytes {
+			return all[:i]
+		}
+	}
+	return all
 }
 
 func lines(rs []denylist.Revocation) [][]byte {
@@ -293,17 +359,49 @@ func lines(rs []denylist.Revocation) [][]byte {
 	return all
 }
 
+// later leaves lines to run, each once.
 func (f *forwarding) later(lines [][]byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.pending = append(f.pending, lines[:min(len(lines), max(0, maxPending-len(f.pending)))]...)
+	for i, line := range lines {
+		if _, waits := f.queued[string(line)]; waits {
+			continue
+		}
+		if len(f.pending) >= maxPending {
+			f.log.Error("more revocations wait for a hub than are kept; the rest is in the journal, and is forwarded at the next start", "left_out", len(lines)-i)
+			return
+		}
+		f.pending, f.queued[string(line)] = append(f.pending, line), struct{}{}
+	}
 }
 
-// run forwards what was left for later, until the context ends.
-func (f *forwarding) run(ctx context.Context, log *slog.Logger) {
-	const batch = 1000
+// refuse sets aside what the hub will not take: it must not hold up the rest.
+func (f *forwarding) refuse(refused []httpfeed.Refusal) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refused += len(refused)
+	f.problem = refused[len(refused)-1].Problem
+	f.log.Error("a hub refuses what was revoked here; it holds here alone", "lines", len(refused), "problem", refused[0].Problem)
+}
+
+// warning is what an operator should know; "" for nothing.
+func (f *forwarding) warning() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.refused == 0 {
+		return ""
+	}
+	return fmt.Sprintf("the hub refused %d revocations that were made here, which hold here alone; the last: %s", f.refused, f.problem)
+}
+
+// run forwards what was left for later, until the context ends. A hub that lost
+// its state, or went back, may have lost what it was told: then all that the
+// journal holds is told again.
+func (f *forwarding) run(ctx context.Context, journal func() [][]byte) {
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
+	var told *httpfeed.Feed
+	var doubts uint64
 	for {
 		select {
 		case <-ctx.Done():
@@ -311,25 +409,54 @@ func (f *forwarding) run(ctx context.Context, log *slog.Logger) {
 		case <-t.C:
 		}
 		f.mu.Lock()
-		feed, lines := f.feed, slices.Clone(f.pending[:min(batch, len(f.pending))])
+		feed := f.feed
 		f.mu.Unlock()
-		if feed == nil || len(lines) == 0 {
+		if feed == nil {
 			continue
 		}
-		if err := feed.Forward(ctx, lines); err != nil {
-			log.Debug("revocations are not forwarded yet", "pending", len(lines), "error", err)
-			continue
+		if n := feed.Doubts(); feed != told || n != doubts {
+			told, doubts = feed, n
+			f.later(journal())
 		}
 		f.mu.Lock()
-		f.pending = slices.Clone(f.pending[len(lines):])
+		part := slices.Clone(first(f.pending))
+		f.mu.Unlock()
+		if len(part) == 0 {
+			continue
+		}
+		refused, err := feed.Forward(ctx, part, nil)
+		if err != nil {
+			f.log.Debug("revocations are not forwarded yet", "pending", len(part), "error", err)
+			continue
+		}
+		if len(refused) > 0 {
+			f.refuse(refused)
+		}
+		f.mu.Lock()
+		f.pending = slices.Clone(f.pending[len(part):])
+		for _, line := range part {
+			delete(f.queued, string(line))
+		}
 		left := len(f.pending)
 		f.mu.Unlock()
-		log.Info("revocations that no hub had taken were forwarded", "forwarded", len(lines), "left", left)
+		f.log.Info("revocations that no hub had taken were forwarded", "forwarded", len(part)-len(refused), "left", left)
 		t.Reset(10 * time.Millisecond)
 		if left == 0 {
 			t.Reset(time.Second)
 		}
 	}
+}
+
+// journaled are the lines of the journal.
+func (f *fleet) journaled() [][]byte {
+	if f.journal == "" {
+		return nil
+	}
+	held, err := denylist.ReadJournal(f.journal, slog.New(slog.DiscardHandler)) // what is wrong with it was said at the start
+	if err != nil {
+		f.log.Error("the journal cannot be read to be forwarded", "error", err)
+	}
+	return lines(held)
 }
 
 // listenHub opens the address where others follow this gateway.
@@ -367,11 +494,11 @@ func (g *gateway) listenHub(b *built, l *listening) error {
 }
 
 // acceptForwarded is POST /revocations for a follower.
-func (g *gateway) acceptForwarded(ctx context.Context, body []byte) (int, any) {
+func (g *gateway) acceptForwarded(ctx context.Context, body []byte, via []string) (int, any) {
 	if g.journal == nil {
 		return http.StatusServiceUnavailable, map[string]string{"error": errNoState.Error()}
 	}
-	return g.accept(ctx, body, time.Now(), true)
+	return g.accept(ctx, body, time.Now(), via)
 }
 
 // fleetConfig checks what the configuration says about other gateways, and reads

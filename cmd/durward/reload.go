@@ -115,7 +115,7 @@ func (g *gateway) use(ctx context.Context, b *built) []problem {
 	}
 	undo := func(wrong []problem) []problem {
 		for _, f := range begun {
-			f.stop()
+			g.leave(f, g.feeds[f.config.Name] != nil)
 		}
 		if prev != nil {
 			g.stopKeys(prev)
@@ -164,13 +164,7 @@ func (g *gateway) use(ctx context.Context, b *built) []problem {
 	for _, f := range old {
 		if wanted[f.config.Name] != f {
 			g.list.Remove(f.source)
-			f.stop()
-			if f.follower != nil && g.fleet.records != nil {
-				if wanted[f.config.Name] == nil {
-					g.fleet.records.Leave(f.config.Name)
-				}
-				g.fleet.writer.Renew(time.Now())
-			}
+			g.leave(f, wanted[f.config.Name] != nil)
 		}
 	}
 	g.stopKeys(b)

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -100,7 +99,7 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 	}
 	g.run(func() { g.list.Run(life) })
 	g.run(func() { g.keep(life) })
-	g.run(func() { g.fleet.hub.run(life, g.log) })
+	g.run(func() { g.fleet.hub.run(life, g.fleet.journaled) })
 	if g.journal != nil {
 		g.run(func() { keepLastRun(life, b.config.StateDir, g.log) })
 	}
@@ -178,9 +177,6 @@ func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
 	g.fleet = newFleet(b, g.list, g.log, time.Now())
 	if err := g.fleet.learn(func() ([]denylist.Revocation, error) { return g.list.Add(held, time.Now()) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("replay the journal: %w", err), g.close())
-	}
-	if slices.ContainsFunc(b.config.Denylist.Feeds, func(f FeedConfig) bool { return f.ForwardRevocations }) {
-		g.fleet.hub.later(lines(held)) // whether a hub has taken them is not known
 	}
 	if b.config.AdminTokenFile != "" {
 		if g.token, err = adminToken(b.config.AdminTokenFile, true); err != nil {

@@ -17,8 +17,8 @@ import (
 
 // look reads the head, which tells a hub from a directory of files, and follows the
 // latter for one step.
-func (e *endpoint) look(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+func (e *endpoint) look(whole context.Context) error {
+	ctx, cancel := context.WithTimeout(whole, time.Minute)
 	defer cancel()
 	header := []string{}
 	if e.etag != "" {
@@ -46,7 +46,7 @@ func (e *endpoint) look(ctx context.Context) error {
 		return nil
 	}
 	e.back()
-	if err := e.walk(ctx, &at); err != nil {
+	if err := e.walk(whole, &at); err != nil {
 		e.etag = ""
 		return err
 	}
@@ -144,6 +144,8 @@ func (e *endpoint) holds(source string, epoch int64, number uint64) bool {
 }
 
 func (e *endpoint) segment(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	res, err := e.get(ctx, address)
 	if err != nil {
 		return err

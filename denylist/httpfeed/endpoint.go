@@ -84,8 +84,8 @@ func (e *endpoint) get(ctx context.Context, path string, header ...string) (*htt
 	if err != nil {
 		return nil, err
 	}
-	if e.token != "" {
-		req.Header.Set("Authorization", "Bearer "+e.token)
+	if token := e.bearer(); token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
@@ -123,20 +123,20 @@ func (e *endpoint) hands(next string) {
 }
 
 // poll asks for what comes next, once.
-func (e *endpoint) poll(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, maxWait+silence)
+func (e *endpoint) poll(whole context.Context) error {
+	ctx, cancel := context.WithTimeout(whole, maxWait+silence)
 	defer cancel()
 	res, err := e.get(ctx, e.base+logPath+e.after()+"&wait=2")
 	if err != nil {
 		return err
 	}
 	defer res.Body.Close()
-	if res.StatusCode == http.StatusGone {
-		return e.gone(ctx, res.Body)
-	}
-	text, err := io.ReadAll(io.LimitReader(res.Body, maxEvent))
+	text, err := io.ReadAll(io.LimitReader(res.Body, maxHead))
 	if err != nil {
 		return err
+	}
+	if res.StatusCode == http.StatusGone {
+		return e.gone(whole, text)
 	}
 	var lines [][]byte
 	for line := range bytes.Lines(text) {
@@ -150,8 +150,8 @@ func (e *endpoint) poll(ctx context.Context) error {
 }
 
 // stream follows server-sent events until they end.
-func (e *endpoint) stream(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+func (e *endpoint) stream(whole context.Context) error {
+	ctx, cancel := context.WithCancelCause(whole)
 	defer cancel(nil)
 	quiet := time.AfterFunc(silence, func() { cancel(errSilent) })
 	defer quiet.Stop()
@@ -171,8 +171,11 @@ func (e *endpoint) stream(ctx context.Context) error {
 	}
 	defer res.Body.Close()
 	if res.StatusCode == http.StatusGone {
-		quiet.Stop()
-		return e.gone(ctx, res.Body)
+		text, err := io.ReadAll(io.LimitReader(res.Body, maxHead))
+		if err != nil {
+			return first(context.Cause(ctx), err)
+		}
+		return e.gone(whole, text)
 	}
 	r := bufio.NewReaderSize(res.Body, 64<<10)
 	for {
@@ -251,11 +254,7 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 // gone takes a snapshot, as the hub does not keep what comes after the places that
 // this feed is at. Its head says what the heartbeats are: of a source that went
 // back, only they can tell, and until they have, a snapshot does not help.
-func (e *endpoint) gone(ctx context.Context, body io.Reader) error {
-	text, err := io.ReadAll(io.LimitReader(body, maxHead))
-	if err != nil {
-		return err
-	}
+func (e *endpoint) gone(ctx context.Context, text []byte) error {
 	var at head
 	if err := json.Unmarshal(text, &at); err == nil {
 		e.follower.Take(lines(at.Heartbeats), time.Now()) // what is missing is known
@@ -280,8 +279,16 @@ func lines(text []string) (all [][]byte) {
 // load fetches a snapshot into a file, checks it there, and loads it.
 func (e *endpoint) load(ctx context.Context, address string) error {
 	before := e.follower.Count(denylist.Resynced)
-	e.loading.Lock()
-	defer e.loading.Unlock()
+	// One that takes its time, or never ends, must not keep the others out.
+	for until := time.Now().Add(silence); ; wait(ctx, 10*time.Millisecond) {
+		if e.loading.TryLock() {
+			defer e.loading.Unlock()
+			break
+		}
+		if time.Now().After(until) || ctx.Err() != nil {
+			break
+		}
+	}
 	if e.follower.Count(denylist.Resynced) != before && e.has == nil {
 		return nil // by another address, meanwhile, which may hand on the same sources
 	}

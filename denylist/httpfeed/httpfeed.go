@@ -27,6 +27,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"durward/denylist"
@@ -71,10 +72,10 @@ type Feed struct {
 	list     *denylist.List
 	log      *slog.Logger
 	client   *http.Client
-	token    string
-	dir      string // for snapshots while they are loaded
+	token    atomic.Pointer[string] // the last that was read
+	dir      string                 // for snapshots while they are loaded
 
-	loading sync.Mutex // held while a snapshot is fetched: one is enough for all addresses
+	loading sync.Mutex // held while a snapshot is fetched: one is enough for all addresses that hand on the same
 }
 
 // New makes a feed of a valid configuration; see [Config.Check]. dir is where
@@ -86,7 +87,8 @@ func New(cfg Config, follower *denylist.Follower, list *denylist.List, source *d
 		if err != nil {
 			return nil, err
 		}
-		f.token = strings.TrimSpace(string(text))
+		token := strings.TrimSpace(string(text))
+		f.token.Store(&token)
 	}
 	tlsConfig, err := cfg.tls()
 	if err != nil {
@@ -196,53 +198,97 @@ func (f *Feed) Sync(ctx context.Context) error {
 	}
 }
 
+// A Refusal is a line that a hub does not take, now or later.
+type Refusal struct {
+	Line    []byte
+	Problem string
+}
+
 // Forward hands revocations to the first hub that takes them, which hands them on
-// to the fleet. They are lines of Revocation.Line. An error says why no hub took
-// all of them; taking some twice does no harm.
-func (f *Feed) Forward(ctx context.Context, lines [][]byte) error {
+// to the fleet. They are lines of Revocation.Line; via are the sources through
+// which they came. An error says why no hub took them for the fleet: they are to be
+// forwarded again, and taking some twice does no harm. What the hub refuses would
+// be refused again, and is no error.
+func (f *Feed) Forward(ctx context.Context, lines [][]byte, via []string) ([]Refusal, error) {
 	body := bytes.Join(lines, []byte("\n"))
 	var wrong []error
 	for _, address := range f.cfg.URLs {
-		err := f.forward(ctx, strings.TrimSuffix(address, "/"), body, len(lines))
+		refused, err := f.forward(ctx, strings.TrimSuffix(address, "/"), body, lines, via)
 		if err == nil {
-			return nil
+			return refused, nil
 		}
 		wrong = append(wrong, fmt.Errorf("%s: %w", address, err))
 	}
-	return errors.Join(wrong...)
+	return nil, errors.Join(wrong...)
 }
 
-func (f *Feed) forward(ctx context.Context, base string, body []byte, count int) error {
+func (f *Feed) forward(ctx context.Context, base string, body []byte, lines [][]byte, via []string) ([]Refusal, error) {
 	ctx, cancel := context.WithTimeout(ctx, forwardIn)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+revocationsPath, bytes.NewReader(body))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if f.token != "" {
-		req.Header.Set("Authorization", "Bearer "+f.token)
+	if len(via) > 0 {
+		req.Header.Set(viaField, strings.Join(via, ","))
+	}
+	if token := f.bearer(); token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	res, err := f.client.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer res.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	text, err := io.ReadAll(io.LimitReader(res.Body, maxHead))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("the hub answered %s: %.300s", res.Status, bytes.TrimSpace(text))
+	switch res.StatusCode {
+	case http.StatusOK, http.StatusMultiStatus, http.StatusBadRequest:
+	default:
+		return nil, fmt.Errorf("the hub answered %s: %.300s", res.Status, bytes.TrimSpace(text))
 	}
 	var said struct {
-		Applied int    `json:"applied"`
-		Scope   string `json:"scope"`
+		Scope string `json:"scope"`
+		Lines []struct {
+			Line    int    `json:"line"`
+			Status  string `json:"status"`
+			Problem string `json:"problem"`
+		} `json:"lines"`
 	}
-	if err := json.Unmarshal(text, &said); err != nil || said.Applied != count {
-		return fmt.Errorf("the hub answered %.300s, which does not say that all %d were applied", bytes.TrimSpace(text), count)
+	if err := json.Unmarshal(text, &said); err != nil || len(said.Lines) != len(lines) {
+		return nil, fmt.Errorf("the hub answered %s, %.300s, which does not say what became of all %d lines", res.Status, bytes.TrimSpace(text), len(lines))
 	}
-	if said.Scope != "fleet" {
-		return errors.New("the hub applied them but could not hand them on")
+	var refused []Refusal
+	for _, l := range said.Lines {
+		if l.Line < 1 || l.Line > len(lines) {
+			return nil, fmt.Errorf("the hub speaks of line %d, and %d were sent", l.Line, len(lines))
+		}
+		if l.Status != "applied" {
+			refused = append(refused, Refusal{lines[l.Line-1], l.Problem})
+		}
 	}
-	return nil
+	if len(refused) < len(lines) && said.Scope != "fleet" {
+		return nil, errors.New("the hub applied them but could not hand them on")
+	}
+	return refused, nil
 }
+
+// bearer is the token as its file has it now: it may be replaced while the gateway
+// runs. If it cannot be read, the last one stays.
+func (f *Feed) bearer() string {
+	if f.cfg.TokenFile == "" {
+		return ""
+	}
+	if text, err := os.ReadFile(f.cfg.TokenFile); err == nil {
+		if token := string(bytes.TrimSpace(text)); token != "" {
+			f.token.Store(&token)
+			return token
+		}
+	}
+	return *f.token.Load()
+}
+
+// Doubts is that of the follower.
+func (f *Feed) Doubts() uint64 { return f.follower.Doubts() }

@@ -22,6 +22,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -380,7 +381,7 @@ func TestToken(t *testing.T) {
 		})
 		f := follow(t, good, nil)
 		f.never("a redirect", fmt.Sprint(status))
-		if err := f.Forward(context.Background(), [][]byte{denial("x")[0].Line()}); err == nil {
+		if _, err := f.Forward(context.Background(), [][]byte{denial("x")[0].Line()}, nil); err == nil {
 			t.Error("revocations are forwarded through a redirect")
 		}
 		f.stop()
@@ -645,10 +646,20 @@ func TestForward(t *testing.T) {
 	t.Parallel()
 	lines := [][]byte{denial("a")[0].Line(), denial("b")[0].Line()}
 	h := newHub(t)
-	answer := map[string]any{"applied": 2, "scope": "fleet"}
+	said := func(statuses ...string) (all []map[string]any) {
+		for i, s := range statuses {
+			all = append(all, map[string]any{"line": i + 1, "status": s, "problem": "unknown issuer"})
+		}
+		return all
+	}
+	answer := map[string]any{"lines": said("applied", "applied"), "scope": "fleet"}
 	status := http.StatusOK
 	var got []byte
-	h.Accept = func(_ context.Context, body []byte) (int, any) { got = body; return status, answer }
+	var through []string
+	h.Accept = func(_ context.Context, body []byte, via []string) (int, any) {
+		got, through = body, via
+		return status, answer
+	}
 	file := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(file, []byte("a long and random token"), 0o600); err != nil {
 		t.Fatal(err)
@@ -657,7 +668,10 @@ func TestForward(t *testing.T) {
 	f.stop()
 	try := func(when, want string) {
 		t.Helper()
-		err := f.Forward(context.Background(), lines)
+		refused, err := f.Forward(context.Background(), lines, []string{"one", "two"})
+		if err == nil && len(refused) > 0 {
+			err = fmt.Errorf("%d refused, %s of %s", len(refused), refused[0].Problem, refused[0].Line)
+		}
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", when, err, want)
 		}
@@ -668,9 +682,17 @@ func TestForward(t *testing.T) {
 	if want := bytes.Join(lines, []byte("\n")); !bytes.Equal(got, want) {
 		t.Errorf("the hub got %q, want %q", got, want)
 	}
-	answer["applied"] = 1
-	try("one was refused", "does not say that all 2")
-	answer["applied"], answer["scope"] = 2, "gateway"
+	if !slices.Equal(through, []string{"one", "two"}) {
+		t.Errorf("they came through %q", through)
+	}
+	status, answer["lines"] = http.StatusMultiStatus, said("applied", "refused")
+	try("one was refused", "1 refused, unknown issuer of "+string(lines[1]))
+	status = http.StatusBadRequest
+	answer = map[string]any{"lines": said("refused", "refused")}
+	try("all were refused", "2 refused")
+	status, answer = http.StatusOK, map[string]any{"lines": said("applied"), "scope": "fleet"}
+	try("one is not spoken of", "what became of all 2 lines")
+	answer = map[string]any{"lines": said("applied", "applied"), "scope": "local"}
 	try("the hub is alone", "could not hand them on")
 	status = http.StatusInternalServerError
 	try("the hub is broken", "500")

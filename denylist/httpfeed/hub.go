@@ -28,7 +28,12 @@ const (
 	revocationsPath = "/revlog/v1/revocations"
 )
 
+// viaField names the sources through which forwarded revocations came, so that
+// gateways which forward to each other come to an end.
+const viaField = "Revlog-Via"
+
 const (
+	maxVia      = 16
 	maxReading  = 256 << 10 // bytes of records that are read from the log at once
 	maxWait     = 25 * time.Second
 	maxStreams  = 10_000
@@ -52,7 +57,8 @@ type Hub struct {
 	Whole func() error
 	// Accept takes revocations that a follower forwards, one a line, and answers with
 	// a status and a JSON document, as POST /revocations of the operators' interface.
-	Accept func(ctx context.Context, body []byte) (status int, answer any)
+	// via are the sources through which they came.
+	Accept func(ctx context.Context, body []byte, via []string) (status int, answer any)
 
 	streams atomic.Int64
 }
@@ -280,7 +286,12 @@ func (h *Hub) serveRevocations(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
 		return
 	}
-	status, answer := h.Accept(r.Context(), body)
+	via := strings.FieldsFunc(r.Header.Get(viaField), func(c rune) bool { return c == ',' })
+	if len(via) > maxVia {
+		http.Error(w, "it came through too many gateways", http.StatusLoopDetected)
+		return
+	}
+	status, answer := h.Accept(r.Context(), body, via)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(answer)
