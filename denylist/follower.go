@@ -22,6 +22,8 @@ var (
 const (
 	maxChains   = 64                     // that one feed may have
 	remembered  = 4096                   // hashes of a chain's latest records, to tell a repetition from a fork
+	maxOrdered  = 4096                   // as maxChains, in a log where each start of each writer is a source
+	recalled    = 64                     // as remembered, in a log, which does not repeat itself much
 	patience    = 800 * time.Millisecond // of one heartbeat with the next
 	clocksApart = 3 * time.Second        // how much the clocks of a fleet may differ before somebody is told
 	recordAhead = time.Hour              // how far a record's time is believed over the clock here
@@ -57,6 +59,13 @@ type FollowerConfig struct {
 	Keys   Keys    // that records must be signed with; empty: none need be
 	// Mass lets the feed revoke whole issuers and clients.
 	Mass bool
+	// Ordered is whether the feed is one log of all sources, read from end to end: a
+	// heartbeat in it vouches for all that was said before it, by whom ever. Only
+	// where records are signed, each source must be heard itself.
+	Ordered bool
+	// Learn is given what enforces the operations of a record, to do so and to hand
+	// on what is news; nil: nobody is told.
+	Learn func(enforce func() (news []Revocation, err error)) error
 	// Log takes what is followed, to be handed on; nil hands nothing on.
 	Log *Log
 	// Delay is told how long each record took from its making to its enforcement.
@@ -90,13 +99,26 @@ type Follower struct {
 type chain struct {
 	Place
 	made   time.Time // of the record there; zero: not known
-	hashes [remembered]Hash
-	oldest uint64 // the first number whose hash is held
-	lost   bool   // Place means nothing: only a snapshot, or the chain from its beginning, helps
+	hashes []Hash    // of the latest records, by number modulo their number
+	oldest uint64    // the first number whose hash is held
+	lost   bool      // Place means nothing: only a snapshot, or the chain from its beginning, helps
 
 	beatMade time.Time // of the latest heartbeat that agreed with the chain, by the source's clock
 	beatCame time.Time // when it came
 	behind   time.Time // since when heartbeats speak of records that have not come; zero: they do not
+	heard    time.Time // when anything of it came last
+}
+
+func (f *Follower) most() (chains, hashes int) {
+	if f.cfg.Ordered {
+		return maxOrdered, recalled
+	}
+	return maxChains, remembered
+}
+
+func (f *Follower) newChain() *chain {
+	_, hashes := f.most()
+	return &chain{hashes: make([]Hash, hashes)}
 }
 
 // NewFollower follows a feed from its beginning.
@@ -200,11 +222,12 @@ func (f *Follower) record(r *Record, now time.Time) error {
 		if c == nil {
 			if !f.room() {
 				f.count(Forged)
-				f.complain("a record of one source too many was dropped", "source", r.Source, "most", maxChains)
+				most, _ := f.most()
+				f.complain("a record of one source too many was dropped", "source", r.Source, "most", most)
 				return nil
 			}
 			f.doubts.Add(1)
-			c = &chain{}
+			c = f.newChain()
 			f.chains[r.Source] = c
 		}
 		c.begin(r)
@@ -241,8 +264,8 @@ func (f *Follower) record(r *Record, now time.Time) error {
 		return ErrLost
 	}
 	f.count(Applied)
-	c.Number, c.Hash, c.made = r.Number, hash, r.Made
-	c.hashes[r.Number%remembered] = hash
+	c.Number, c.Hash, c.made, c.heard = r.Number, hash, r.Made, now
+	c.hashes[r.Number%uint64(len(c.hashes))] = hash
 	if f.cfg.Log != nil {
 		f.cfg.Log.keep(r, hash)
 	}
@@ -262,10 +285,10 @@ func (c *chain) begin(r *Record) {
 
 // hashAt is the hash of the record of this number, if it is remembered.
 func (c *chain) hashAt(number uint64) (Hash, bool) {
-	if number > c.Number || number < c.oldest || c.Number-number >= remembered {
+	if number > c.Number || number < c.oldest || c.Number-number >= uint64(len(c.hashes)) {
 		return Hash{}, false
 	}
-	return c.hashes[number%remembered], true
+	return c.hashes[number%uint64(len(c.hashes))], true
 }
 
 // parse reads and verifies what came; nil if it is to be dropped. A key speaks for
@@ -340,7 +363,13 @@ func (f *Follower) apply(r *Record, now time.Time) bool {
 		rs = append(rs, rev)
 	}
 	// Kept for as long as the later of the two clocks asks for.
-	_, err := f.cfg.Source.Apply(rs, at)
+	enforce := func() ([]Revocation, error) { return f.cfg.Source.Apply(rs, at) }
+	var err error
+	if f.cfg.Learn != nil {
+		err = f.cfg.Learn(enforce)
+	} else {
+		_, err = enforce()
+	}
 	if err != nil {
 		f.complain("the denylist is full", "error", err)
 	}
@@ -390,9 +419,18 @@ func (f *Follower) beats(beats []*Record, now time.Time) error {
 		}
 		inStep = inStep && ok
 	}
-	slices.Sort(sources)
-	sources = slices.Compact(sources)
-	if len(f.cfg.Keys) > 0 {
+	switch {
+	case f.cfg.Ordered:
+		for _, c := range f.chains {
+			switch {
+			case len(f.cfg.Keys) > 0 && f.superseded(c):
+			case c.lost:
+				return ErrLost
+			case len(f.cfg.Keys) > 0:
+				sources = append(sources, c.Source)
+			}
+		}
+	case len(f.cfg.Keys) > 0:
 		// Where sources sign, whoever carries their records need not be trusted, and
 		// must not be able to leave one out.
 		for _, c := range f.chains {
@@ -401,6 +439,8 @@ func (f *Follower) beats(beats []*Record, now time.Time) error {
 			}
 		}
 	}
+	slices.Sort(sources)
+	sources = slices.Compact(sources)
 	if !inStep {
 		return nil
 	}
@@ -469,7 +509,7 @@ func (f *Follower) beat(c *chain, r *Record, now time.Time) (bool, error) {
 		f.complain("heartbeats speak of records that do not come", "source", r.Source, "have", c.Head, "want", r.Head)
 		return false, ErrGap
 	}
-	c.behind = time.Time{}
+	c.behind, c.heard = time.Time{}, now
 	if r.Made.After(c.beatMade) {
 		c.beatMade, c.beatCame = r.Made, now
 		if f.cfg.Log != nil {
@@ -601,11 +641,11 @@ func (f *Follower) Load(s *Snapshot) error {
 	return nil
 }
 
-// room makes room for one more chain if there is none: it forgets one that no
-// heartbeat has named for longest, and where sources sign, only one that is
-// superseded. False if there is no such chain.
+// room makes room for one more chain if there is none: it forgets one of which
+// nothing came for longest, and where sources sign, only one that is superseded.
+// False if there is no such chain.
 func (f *Follower) room() bool {
-	if len(f.chains) < maxChains {
+	if most, _ := f.most(); len(f.chains) < most {
 		return true
 	}
 	var oldest *chain
@@ -613,7 +653,7 @@ func (f *Follower) room() bool {
 		if len(f.cfg.Keys) > 0 && !f.superseded(c) {
 			continue
 		}
-		if oldest == nil || c.beatCame.Before(oldest.beatCame) {
+		if oldest == nil || c.last(f.cfg.Ordered).Before(oldest.last(f.cfg.Ordered)) {
 			oldest = c
 		}
 	}
@@ -622,6 +662,14 @@ func (f *Follower) room() bool {
 	}
 	delete(f.chains, oldest.Source)
 	return true
+}
+
+// last is when a chain was known to be needed: outside a log, only a heartbeat says so.
+func (c *chain) last(ordered bool) time.Time {
+	if ordered {
+		return c.heard
+	}
+	return c.beatCame
 }
 
 // stand puts a chain at a place. How fresh its heartbeats were is not forgotten,
@@ -637,8 +685,9 @@ func (f *Follower) stand(p Place) {
 	if old == nil {
 		f.doubts.Add(1)
 	}
-	c := &chain{Place: p, oldest: p.Number, lost: p.Number == 0}
-	c.hashes[p.Number%remembered] = p.Hash
+	c := f.newChain()
+	c.Place, c.oldest, c.lost = p, p.Number, p.Number == 0
+	c.hashes[p.Number%uint64(len(c.hashes))] = p.Hash
 	if old != nil && old.Epoch == p.Epoch {
 		c.beatMade, c.beatCame = old.beatMade, old.beatCame
 	}

@@ -334,14 +334,21 @@ func (w *Writer) Place() Place {
 // Publish hands revocations to everybody who follows. They must be enforced here
 // already.
 func (w *Writer) Publish(rs []Revocation, now time.Time) {
+	lines := make([][]byte, len(rs))
+	for i := range rs {
+		lines[i] = rs[i].Line()
+	}
+	w.publish(lines, now)
+}
+
+func (w *Writer) publish(lines [][]byte, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.begin(now)
 	const most = MaxRecord / 2 // of the operations, before they are signed and encoded
 	var ops [][]byte
 	size := 0
-	for i := range rs {
-		line := rs[i].Line()
+	for _, line := range lines {
 		if len(ops) == MaxOps || size+len(line) > most {
 			w.write(ops, Head{}, now)
 			ops, size = nil, 0

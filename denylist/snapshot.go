@@ -55,6 +55,8 @@ type SnapshotHeader struct {
 	Places []Place `json:"places,omitempty"`
 	// Feeds are the same by feed, for the gateway's own next start.
 	Feeds map[string][]Place `json:"feeds,omitempty"`
+	// Cursors are how far the logs of engines were read, by feed, for the same.
+	Cursors map[string]Cursor `json:"cursors,omitempty"`
 }
 
 // A SnapshotFooter is what is known only once a snapshot was taken.

@@ -198,18 +198,12 @@ func (f *Feed) Sync(ctx context.Context) error {
 	}
 }
 
-// A Refusal is a line that a hub does not take, now or later.
-type Refusal struct {
-	Line    []byte
-	Problem string
-}
-
 // Forward hands revocations to the first hub that takes them, which hands them on
 // to the fleet. They are lines of Revocation.Line; via are the sources through
 // which they came. An error says why no hub took them for the fleet: they are to be
 // forwarded again, and taking some twice does no harm. What the hub refuses would
 // be refused again, and is no error.
-func (f *Feed) Forward(ctx context.Context, lines [][]byte, via []string) ([]Refusal, error) {
+func (f *Feed) Forward(ctx context.Context, lines [][]byte, via []string) ([]denylist.Refusal, error) {
 	body := bytes.Join(lines, []byte("\n"))
 	var wrong []error
 	for _, address := range f.cfg.URLs {
@@ -222,7 +216,7 @@ func (f *Feed) Forward(ctx context.Context, lines [][]byte, via []string) ([]Ref
 	return nil, errors.Join(wrong...)
 }
 
-func (f *Feed) forward(ctx context.Context, base string, body []byte, lines [][]byte, via []string) ([]Refusal, error) {
+func (f *Feed) forward(ctx context.Context, base string, body []byte, lines [][]byte, via []string) ([]denylist.Refusal, error) {
 	ctx, cancel := context.WithTimeout(ctx, forwardIn)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+revocationsPath, bytes.NewReader(body))
@@ -260,13 +254,13 @@ func (f *Feed) forward(ctx context.Context, base string, body []byte, lines [][]
 	if err := json.Unmarshal(text, &said); err != nil || len(said.Lines) != len(lines) {
 		return nil, fmt.Errorf("the hub answered %s, %.300s, which does not say what became of all %d lines", res.Status, bytes.TrimSpace(text), len(lines))
 	}
-	var refused []Refusal
+	var refused []denylist.Refusal
 	for _, l := range said.Lines {
 		if l.Line < 1 || l.Line > len(lines) {
 			return nil, fmt.Errorf("the hub speaks of line %d, and %d were sent", l.Line, len(lines))
 		}
 		if l.Status != "applied" {
-			refused = append(refused, Refusal{lines[l.Line-1], l.Problem})
+			refused = append(refused, denylist.Refusal{Line: lines[l.Line-1], Problem: l.Problem})
 		}
 	}
 	if len(refused) < len(lines) && said.Scope != "fleet" {
