@@ -266,6 +266,7 @@ func (b *builder) denylist() {
 	if d.Feeds != nil && len(d.Feeds) == 0 {
 		b.problem("denylist.feeds", "is empty; leave the key out to have none")
 	}
+	b.fleetConfig()
 	seen := map[string]bool{}
 	for i, feed := range d.Feeds {
 		place := fmt.Sprintf("denylist.feeds[%d]", i)
@@ -275,7 +276,6 @@ func (b *builder) denylist() {
 		seen[feed.Name] = true
 		b.feedConfig(place, feed)
 	}
-	b.fleetConfig()
 }
 
 func (b *builder) issuers() {

@@ -177,17 +177,20 @@ func (c *command) catchUp(ctx context.Context, b *built) {
 
 // readOnce reads a feed until it is in step, for one question.
 func (f *feed) readOnce(ctx context.Context, list *denylist.List, b *built, log *slog.Logger) error {
-	if f.config.HTTP == nil {
+	if f.config.File != "" {
 		return filefeed.Read(f.config.File, list, f.source, func(rs []denylist.Revocation, now time.Time) error {
 			_, err := f.source.Apply(rs, now)
 			return err
 		}, time.Now())
 	}
-	if err := f.open(list, b, nil, nil, nil, log); err != nil {
+	if err := f.open(list, b, &fleet{}, nil, log); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, b.config.Denylist.Lease)
 	defer cancel()
+	if f.stream != nil {
+		return f.stream.Sync(ctx)
+	}
 	return f.http.Sync(ctx)
 }
 

@@ -17,6 +17,8 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"durward/denylist/httpfeed"
+	"durward/denylist/natsfeed"
+	"durward/denylist/redisfeed"
 	"durward/policy"
 	"durward/proxy"
 	"durward/token"
@@ -127,7 +129,7 @@ type DenylistConfig struct {
 	SigningKeyFile string `yaml:"signing_key_file"`
 }
 
-// FeedConfig is one feed of revocations: a file or HTTP.
+// FeedConfig is one feed of revocations: a file, HTTP, NATS or Redis.
 type FeedConfig struct {
 	// Name of the feed in logs and metrics. Required, unique.
 	Name string `yaml:"name"`
@@ -135,7 +137,13 @@ type FeedConfig struct {
 	File string `yaml:"file"`
 	// HTTP follows other gateways that serve a feed, or files on a web server.
 	HTTP *httpfeed.Config `yaml:"http"`
-	// ForwardRevocations hands what is revoked here to the feed's hub first. Default false.
+	// NATS follows a stream of NATS JetStream.
+	NATS *natsfeed.Config `yaml:"nats"`
+	// Redis follows a stream of Redis or Valkey.
+	Redis *redisfeed.Config `yaml:"redis"`
+	// ForwardRevocations hands what is revoked here to the feed's hub first, or writes
+	// it to the stream, to which this gateway then also gives signs of life. One feed
+	// at most has it. Default false.
 	ForwardRevocations bool `yaml:"forward_revocations"`
 	// Mass is whether the feed may revoke whole issuers and clients. Default true.
 	Mass *bool `yaml:"mass"`
@@ -536,6 +544,19 @@ func (f *configFile) makeAbsolute() {
 			abs(&h.CAFile)
 			abs(&h.CertFile)
 			abs(&h.KeyFile)
+		}
+		if n := d.Feeds[i].NATS; n != nil {
+			abs(&n.CredsFile)
+			abs(&n.NKeyFile)
+			abs(&n.CAFile)
+			abs(&n.CertFile)
+			abs(&n.KeyFile)
+		}
+		if r := d.Feeds[i].Redis; r != nil {
+			abs(&r.PasswordFile)
+			abs(&r.CAFile)
+			abs(&r.CertFile)
+			abs(&r.KeyFile)
 		}
 	}
 	if s := d.ServeFeed; s != nil {

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nkeys"
 )
 
 const example = "../../config.example.yaml"
@@ -64,6 +66,14 @@ func writeKeys(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})
+	user, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed, err := user.Seed()
+	if err != nil {
+		t.Fatal(err)
+	}
 	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
 	if _, err := tls.X509KeyPair(cert, key); err != nil {
@@ -73,7 +83,7 @@ func writeKeys(t *testing.T, dir string) {
 		"tls.crt": cert, "tls.key": key, "idp-ca.pem": cert, "ca.pem": cert, "client.crt": cert, "client.key": key, "assertion.pem": key,
 		"hub-ca.pem": cert, "fleet-ca.pem": cert, "me.crt": cert, "me.key": key, "hub.crt": cert, "hub.key": key,
 		"ed25519.pem": key, "hub-1.pub": publicPEM, "hub-2.pub": publicPEM, "hub.token": []byte("0123456789abcdef\n"),
-		"admin.token": []byte("0123456789abcdef0123456789abcdef\n"),
+		"admin.token": []byte("0123456789abcdef0123456789abcdef\n"), "redis.password": []byte("secret\n"), "nats.creds": nil, "nats.nk": seed,
 		"partner-keys.json": []byte(`{"keys":[{"kty":"EC","crv":"P-256","kid":"k","use":"sig",` +
 			`"x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}`),
 	} {

@@ -25,6 +25,8 @@ import (
 	"durward/denylist"
 	"durward/denylist/filefeed"
 	"durward/denylist/httpfeed"
+	"durward/denylist/natsfeed"
+	"durward/denylist/redisfeed"
 )
 
 // A fleet is what a gateway has to do with others: what it publishes and hands on
@@ -46,6 +48,7 @@ type fleet struct {
 	learning sync.RWMutex
 	relays   atomic.Bool                 // what is revoked here is for the one hub to publish
 	restored map[string][]denylist.Place // by feed: where the last run stood
+	cursors  map[string]denylist.Cursor  // the same in the logs of engines
 	hub      forwarding
 }
 
@@ -70,7 +73,7 @@ func newFleet(b *built, list *denylist.List, log *slog.Logger, now time.Time) *f
 				f.lose(err)
 				break
 			}
-			f.restored = s.Feeds
+			f.restored, f.cursors = s.Feeds, s.Cursors
 			// A source and its key are one: with another key it is another source.
 			if s.Own != nil && s.Own.Signer == denylist.Signer(f.signing) {
 				own = s.Own.Head
@@ -130,8 +133,11 @@ func (f *fleet) save(feeds map[string]*feed, saved *uint64) {
 		return
 	}
 	// The places first: what is added meanwhile may be part of it or not.
-	header := denylist.SnapshotHeader{Made: time.Now().UTC(), Feeds: map[string][]denylist.Place{}}
+	header := denylist.SnapshotHeader{Made: time.Now().UTC(), Feeds: map[string][]denylist.Place{}, Cursors: map[string]denylist.Cursor{}}
 	for name, feed := range feeds {
+		if feed.stream != nil && feed.follower.Whole() {
+			header.Cursors[name] = feed.stream.Cursor() // before the places in the chains: what comes twice does no harm
+		}
 		if feed.follower != nil {
 			header.Feeds[name] = feed.follower.Places()
 		}
@@ -232,28 +238,56 @@ type feed struct {
 	stop     context.CancelFunc
 	ended    chan struct{}      // closed when nothing more comes, after stop
 	follower *denylist.Follower // nil: a file
-	http     *httpfeed.Feed     // nil: a file
+	http     *httpfeed.Feed     // nil: another kind
+	stream   *denylist.Stream   // nil: another kind; of NATS or Redis
+}
+
+// A forwarder is a feed that takes what is revoked here for the whole fleet.
+type forwarder interface {
+	Forward(ctx context.Context, lines [][]byte, via []string) ([]denylist.Refusal, error)
+	Doubts() uint64
+}
+
+// forwarder is nil if nothing is to be forwarded there.
+func (f *feed) forwarder() forwarder {
+	switch {
+	case !f.config.ForwardRevocations:
+	case f.http != nil:
+		return f.http
+	case f.stream != nil:
+		return f.stream
+	}
+	return nil
+}
+
+// run follows the feed until the context ends.
+func (f *feed) run(ctx context.Context) {
+	if f.stream != nil {
+		f.stream.Run(ctx)
+	} else {
+		f.http.Run(ctx)
+	}
 }
 
 // follow starts to read a feed; it has no say yet.
 func (g *gateway) follow(ctx context.Context, config FeedConfig, b *built) *feed {
 	life, stop := context.WithCancel(ctx)
 	f := &feed{config: config, source: g.list.Candidate(config.Name, b.config.Denylist.Lease), stop: stop, ended: make(chan struct{})}
-	if config.HTTP == nil {
+	if config.File != "" {
 		g.run(func() {
 			defer close(f.ended)
 			filefeed.Run(life, config.File, g.list, f.source, g.fleet.into(f.source), g.log)
 		})
 		return f
 	}
-	if err := f.open(g.list, b, g.fleet.records, g.fleet.restored[config.Name], g.metrics.Applied, g.log); err != nil {
+	if err := f.open(g.list, b, g.fleet, g.metrics.Applied, g.log); err != nil {
 		f.source.Failed(err) // it was checked a moment ago; what changed since shows where the state does
 		close(f.ended)
 		return f
 	}
 	g.run(func() {
 		defer close(f.ended)
-		f.http.Run(life)
+		f.run(life)
 	})
 	return f
 }
@@ -264,7 +298,7 @@ func (g *gateway) follow(ctx context.Context, config FeedConfig, b *built) *feed
 func (g *gateway) leave(f *feed, goesOn bool) {
 	f.stop()
 	<-f.ended
-	if f.follower != nil && g.fleet.records != nil {
+	if f.http != nil && g.fleet.records != nil {
 		if !goesOn {
 			g.fleet.records.Leave(f.config.Name)
 		}
@@ -279,14 +313,37 @@ func (f *fleet) into(source *denylist.Source) filefeed.Apply {
 	}
 }
 
-// open makes the parts of an HTTP feed.
-func (f *feed) open(list *denylist.List, b *built, records *denylist.Log, at []denylist.Place, delay func(time.Duration), log *slog.Logger) (err error) {
-	f.follower = denylist.NewFollower(denylist.FollowerConfig{
-		List: list, Source: f.source, Keys: b.sourceKeys, Mass: f.config.Mass == nil || *f.config.Mass, Log: records, Delay: delay, Lines: log,
+// open makes the parts of a feed that is no file. What comes by HTTP is handed on
+// as it came; what comes from the log of an engine, whose chains come and go with
+// the gateways that write to it, in this gateway's own name.
+func (f *feed) open(list *denylist.List, b *built, fleet *fleet, delay func(time.Duration), log *slog.Logger) (err error) {
+	follow := denylist.FollowerConfig{
+		List: list, Source: f.source, Keys: b.sourceKeys, Mass: f.config.Mass == nil || *f.config.Mass, Delay: delay, Lines: log,
+	}
+	if f.config.HTTP != nil {
+		follow.Log = fleet.records
+		f.follower = denylist.NewFollower(follow)
+		f.follower.Resume(fleet.restored[f.config.Name])
+		f.http, err = httpfeed.New(*f.config.HTTP, f.follower, list, f.source, b.config.StateDir, log)
+		return err
+	}
+	var engine denylist.Engine
+	if f.config.NATS != nil {
+		engine, err = natsfeed.Open(*f.config.NATS)
+	} else {
+		engine, err = redisfeed.Open(*f.config.Redis)
+	}
+	if err != nil {
+		return err
+	}
+	follow.Ordered, follow.Learn = true, fleet.learn
+	f.follower = denylist.NewFollower(follow)
+	f.follower.Resume(fleet.restored[f.config.Name])
+	f.stream = denylist.NewStream(denylist.StreamConfig{
+		Engine: engine, Follower: f.follower, List: list, Source: f.source, Writes: f.config.ForwardRevocations && fleet.list != nil, Key: b.signing,
+		From: fleet.cursors[f.config.Name], Dir: b.config.StateDir, Logger: log,
 	})
-	f.follower.Resume(at)
-	f.http, err = httpfeed.New(*f.config.HTTP, f.follower, list, f.source, b.config.StateDir, log)
-	return err
+	return nil
 }
 
 // A forwarding hands what was revoked here to a hub, sooner or later.
@@ -294,7 +351,7 @@ type forwarding struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
-	feed    *httpfeed.Feed      // nil: nothing is forwarded
+	feed    forwarder           // nil: nothing is forwarded
 	pending [][]byte            // lines that no hub has taken yet, oldest first
 	queued  map[string]struct{} // the same lines
 	refused int                 // lines that the hub did not take and never will
@@ -309,7 +366,7 @@ const (
 	forwardLines, forwardBytes = 1000, 4 << 20
 )
 
-func (f *forwarding) use(feed *httpfeed.Feed) {
+func (f *forwarding) use(feed forwarder) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.feed = feed
@@ -376,7 +433,7 @@ func (f *forwarding) later(lines [][]byte) {
 }
 
 // refuse sets aside what the hub will not take: it must not hold up the rest.
-func (f *forwarding) refuse(refused []httpfeed.Refusal) {
+func (f *forwarding) refuse(refused []denylist.Refusal) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.refused += len(refused)
@@ -400,7 +457,7 @@ func (f *forwarding) warning() string {
 func (f *forwarding) run(ctx context.Context, journal func() [][]byte) {
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
-	var told *httpfeed.Feed
+	var told forwarder
 	var doubts uint64
 	for {
 		select {
@@ -602,7 +659,7 @@ func (b *builder) serveFeed() {
 	if follows && !slices.ContainsFunc(b.Denylist.Feeds, func(f FeedConfig) bool { return f.ForwardRevocations }) {
 		b.warn(place, "hands on what other hubs say, but what is revoked here does not come to them and to those who follow them; let a feed forward_revocations")
 	}
-	file := slices.ContainsFunc(b.Denylist.Feeds, func(f FeedConfig) bool { return f.HTTP == nil })
+	file := slices.ContainsFunc(b.Denylist.Feeds, func(f FeedConfig) bool { return f.File != "" })
 	if file && slices.ContainsFunc(b.Denylist.Feeds, func(f FeedConfig) bool { return f.HTTP != nil }) {
 		b.warn(place, "hands on what a file here says to those alone who follow this gateway; whoever follows the hub beside it may be in step without it: give the file to the hub")
 	}
@@ -613,22 +670,50 @@ func (b *builder) serveFeed() {
 
 // feedConfig checks one feed.
 func (b *builder) feedConfig(place string, feed FeedConfig) {
+	signed := len(b.Denylist.SourceKeys) > 0
+	var kinds []string
+	for _, k := range []struct {
+		name string
+		has  bool
+	}{{"file", feed.File != ""}, {"http", feed.HTTP != nil}, {"nats", feed.NATS != nil}, {"redis", feed.Redis != nil}} {
+		if k.has {
+			kinds = append(kinds, k.name)
+		}
+	}
 	switch {
-	case feed.File != "" && feed.HTTP != nil:
-		b.problem(place, "has a file and http; give it one, and the other a feed of its own")
+	case len(kinds) == 0:
+		b.problem(place, "has no source; give it a file, http, nats or redis")
+		return
+	case len(kinds) > 1:
+		b.problem(place, "has %s; give it one, and the other a feed of its own", strings.Join(kinds, " and "))
+		return
+	case feed.File != "":
+		if feed.ForwardRevocations || feed.Mass != nil {
+			b.problem(place, "is a file; forward_revocations and mass are for feeds that come from elsewhere")
+		}
+		return
 	case feed.HTTP != nil:
-		b.add(place+".http", feed.HTTP.Check(len(b.Denylist.SourceKeys) > 0))
+		b.add(place+".http", feed.HTTP.Check(signed))
 		for _, address := range feed.HTTP.URLs {
 			if u, err := url.Parse(address); err == nil && u.Scheme == "http" && feed.HTTP.TokenFile != "" && !httpfeed.IsLoopback(u.Hostname()) {
 				b.warn(place+".http", "the token travels in the open to %s: whoever listens can revoke in this gateway's name; use https", u.Host)
 			}
 		}
-		if b.Denylist.Lease < 2*time.Second {
-			b.problem("denylist.lease", "%s is too short for feed %q, whose heartbeats come each second; write 2s or more", b.Denylist.Lease, feed.Name)
-		}
-	case feed.File == "":
-		b.problem(place, "has no source; give it a file")
-	case feed.ForwardRevocations || feed.Mass != nil:
-		b.problem(place, "is a file; forward_revocations and mass are for feeds that come from elsewhere")
+	case feed.NATS != nil:
+		b.add(place+".nats", feed.NATS.Check(signed))
+	case feed.Redis != nil:
+		b.add(place+".redis", feed.Redis.Check(signed))
+	}
+	if b.Denylist.Lease < 2*time.Second {
+		b.problem("denylist.lease", "%s is too short for feed %q, whose heartbeats come each second; write 2s or more", b.Denylist.Lease, feed.Name)
+	}
+	if !feed.ForwardRevocations {
+		return
+	}
+	if i := slices.IndexFunc(b.Denylist.Feeds, func(f FeedConfig) bool { return f.ForwardRevocations }); b.Denylist.Feeds[i].Name != feed.Name {
+		b.problem(place+".forward_revocations", "feed %q has it already; what is revoked here goes one way", b.Denylist.Feeds[i].Name)
+	}
+	if _, known := b.out.sourceKeys[denylist.Signer(b.out.signing)]; signed && !known && feed.HTTP == nil {
+		b.problem(place+".forward_revocations", "others would refuse what this gateway writes: it needs a signing_key_file whose public key is one of source_keys")
 	}
 }

@@ -11,7 +11,6 @@ import (
 
 	"durward/denylist"
 	"durward/denylist/filefeed"
-	"durward/denylist/httpfeed"
 	"durward/token"
 )
 
@@ -147,17 +146,17 @@ func (g *gateway) use(ctx context.Context, b *built) []problem {
 	g.current.Store(b)
 	g.setIssuers(b.limits)
 
-	var hub *httpfeed.Feed
+	var hub forwarder
 	for _, f := range wanted {
-		if f.config.ForwardRevocations {
-			hub = f.http
+		if to := f.forwarder(); to != nil {
+			hub = to
 		}
 	}
 	g.fleet.hub.use(hub)
 	if prev != nil {
 		g.fleet.speak(b.config.Denylist, false, time.Now())
 	}
-	g.fleet.restored = nil // a feed that a reload changes is followed anew
+	g.fleet.restored, g.fleet.cursors = nil, nil // a feed that a reload changes is followed anew
 	old := g.feeds
 	g.feeds = wanted
 	g.following.Store(&wanted)

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"durward/denylist/natsfeed"
+	"durward/denylist/redisfeed"
+)
+
+// feed is durward feed init: what the engines of the configured feeds need is made
+// where it is missing, and checked where it is there.
+func (c *command) feed(ctx context.Context) error {
+	path := c.config()
+	replicas := c.flags.Int("replicas", 1, "`servers` of a NATS cluster that keep each message and snapshot: 1, 3 or 5")
+	maxAge := c.flags.Duration("max-age", 72*time.Hour, "how long NATS keeps messages; who was away for longer needs a snapshot")
+	maxBytes := c.flags.Int64("max-bytes", 1<<30, "how many `bytes` of messages NATS keeps at most; when they are full, nothing more can be revoked")
+	if len(c.args) == 0 || c.args[0] != "init" {
+		return usageError{errors.New("write: durward feed init")}
+	}
+	c.args = c.args[1:]
+	if err := c.parse(0, "none"); err != nil {
+		return err
+	}
+	b, wrong := load(*path)
+	if wrong != nil {
+		return problems(wrong)
+	}
+	defer b.cache.Close()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	engines := 0
+	for _, feed := range b.config.Denylist.Feeds {
+		var did []string
+		var err error
+		switch {
+		case feed.NATS != nil:
+			did, err = natsfeed.Init(ctx, *feed.NATS, natsfeed.Storage{Replicas: *replicas, MaxAge: *maxAge, MaxBytes: *maxBytes})
+		case feed.Redis != nil:
+			did, err = redisfeed.Init(ctx, *feed.Redis)
+		default:
+			continue
+		}
+		engines++
+		for _, line := range did {
+			fmt.Fprintf(c.stdout, "feed %q: %s\n", feed.Name, line)
+		}
+		if err != nil {
+			return fmt.Errorf("feed %q: %w", feed.Name, err)
+		}
+	}
+	if engines == 0 {
+		return fmt.Errorf("%s has no feed of NATS or Redis", *path)
+	}
+	return nil
+}
