@@ -67,6 +67,8 @@ type Cursor struct {
 	Log    string `json:"log"`
 	Number uint64 `json:"n"`
 	Hash   Hash   `json:"hash"` // of the message
+	// Source is the name under which whoever stood there wrote.
+	Source string `json:"src,omitempty"`
 }
 
 // Saved is a snapshot that an engine keeps.
@@ -80,10 +82,11 @@ const (
 	streamSilence = 4 * time.Second // signs of life come about each second
 	callWithin    = 3 * time.Second // what is asked of the engine
 	watchEvery    = 2 * time.Second
-	snapshotEvery = 10 * time.Minute // if there is news
-	snapshotLasts = 6 * time.Hour    // if there is none
-	maxRecalled   = 64 << 20         // bytes of messages that are kept to be handed back
-	maxMarks      = 100_000          // messages of which the hash is kept
+	absentFor     = 1500 * time.Millisecond // before a record is handed back
+	snapshotEvery = 10 * time.Minute        // if there is news
+	snapshotLasts = 6 * time.Hour           // if there is none
+	maxRecalled   = 64 << 20                // bytes of messages that are kept to be handed back
+	maxMarks      = 100_000                 // messages of which the hash is kept
 )
 
 // StreamConfig is what a Stream works with.
@@ -122,9 +125,10 @@ type StreamConfig struct {
 // it is another log, or it has at the place where this gateway stands another
 // message than was read there. Then the last message that both have in common is
 // looked up, everything behind it is read anew, and records that were read once and
-// are not there any more are handed back, as they were. It forgot from the front
-// what was not read here yet: only a snapshot helps, of which a gateway that
-// writes leaves one every ten minutes. In none of these cases is anything lifted.
+// are not there any more are handed back, as they were; so are those that were
+// written here and do not come back. It forgot from the front what was not read
+// here yet: only a snapshot helps, of which a gateway that writes leaves one every
+// ten minutes. In none of these cases is anything lifted.
 type Stream struct {
 	StreamConfig
 	doubts atomic.Uint64
@@ -144,8 +148,9 @@ type Stream struct {
 	at      Cursor
 	marks   []mark            // of the latest messages, by number
 	kept    int               // bytes of those whose data is kept
-	gone    []mark            // records that were read, and were not in the log any more when it was another
-	missing map[Hash]struct{} // those of them that did not come again since
+	gone    []absent          // records that the log had or was given, oldest first, and some that came since
+	missing map[Hash]struct{} // those that did not come
+	current bool              // everything was read that was there when reading began
 	anew    bool              // a chain has a hole, so that only the whole log or a snapshot helps
 	partial bool              // the log does not reach back to what was read here
 	loaded  time.Time         // when the snapshot was made that was loaded last
@@ -161,6 +166,12 @@ type mark struct {
 	data   []byte // nil: a sign of life, or too long ago
 }
 
+// absent is a record that the log has not got, as far as is known here.
+type absent struct {
+	mark
+	since time.Time // when that was found, or it was last given to the log
+}
+
 // appended is what is written in one turn, for several that wait for it.
 type appended struct {
 	lines [][]byte
@@ -169,16 +180,23 @@ type appended struct {
 
 // NewStream is a stream that stands where cfg.From says.
 func NewStream(cfg StreamConfig) *Stream {
-	s := &Stream{StreamConfig: cfg, at: cfg.From}
-	s.speak()
+	s := &Stream{StreamConfig: cfg, at: cfg.From, missing: map[Hash]struct{}{}}
+	name := cfg.From.Source
+	if name == "" {
+		name = "durward-" + strings.ToLower(rand.Text()[:10])
+	}
+	s.at.Source = name
+	s.speak(name)
 	return s
 }
 
-// speak begins to write under a new name: no process knows whether the last records
-// of the one before, or those before the log was put back, are in the log.
-func (s *Stream) speak() {
+// speak begins a chain which does not build on that of an earlier run: no process
+// knows whether the last records of the one before are in the log. They are in the
+// journal, of which all is forwarded anew, and under the same name, nobody waits for
+// them any more.
+func (s *Stream) speak(name string) {
 	s.records, s.sent = NewLog(), nil
-	s.writer = QuietWriter(s.records, s.Key, Head{Source: "durward-" + strings.ToLower(rand.Text()[:10])}, false, time.Now())
+	s.writer = QuietWriter(s.records, s.Key, Head{Source: name}, false, time.Now())
 }
 
 // Cursor is how far the log was read without a hole, for the next start; zero if
@@ -187,7 +205,7 @@ func (s *Stream) Cursor() Cursor {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.anew || s.partial {
-		return Cursor{}
+		return Cursor{Source: s.at.Source}
 	}
 	return s.at
 }
@@ -237,17 +255,28 @@ func (s *Stream) flush(ctx context.Context) error {
 	for {
 		next, _, ok := s.records.Read(s.sent, 0) // one record
 		if !ok {
-			s.speak() // more waited than is kept; what is lost here waits in the journal too
+			s.speak(s.writer.Source()) // more waited than is kept; what is lost here waits in the journal too
 			s.doubts.Add(1)
 			return errors.New("the log could not be written to for too long")
 		}
 		if len(next.Records) == 0 {
 			return nil
 		}
+		s.miss(mark{hash: hashOf(next.Records[0]), data: next.Records[0]}) // until it is read
 		if err := s.append(ctx, next.Records[0]); err != nil {
 			return err
 		}
 		s.sent = next.Next
+	}
+}
+
+// miss remembers a record that the log should have.
+func (s *Stream) miss(m mark) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.missing[m.hash]; !known {
+		s.missing[m.hash] = struct{}{}
+		s.gone = append(s.gone, absent{m, time.Now()})
 	}
 }
 
@@ -262,6 +291,7 @@ func (s *Stream) append(ctx context.Context, data []byte) error {
 func (s *Stream) Run(ctx context.Context) error {
 	s.Source.Begin()
 	var all sync.WaitGroup
+	all.Go(func() { s.handBack(ctx) })
 	if s.Writes {
 		all.Go(func() { s.sign(ctx) })
 		all.Go(func() { s.save(ctx) })
@@ -339,12 +369,7 @@ func (s *Stream) session(whole context.Context) error {
 	var all sync.WaitGroup
 	defer all.Wait()
 	defer cancel(nil)
-	caughtUp := make(chan struct{})
-	if after >= last {
-		close(caughtUp)
-	}
 	all.Go(func() { s.watch(ctx, cancel) })
-	all.Go(func() { s.handBack(ctx, caughtUp) })
 	quiet := time.AfterFunc(streamSilence, func() { cancel(errQuiet) })
 	defer quiet.Stop()
 	err = s.Engine.Read(ctx, after, func(number uint64, data []byte) error {
@@ -352,9 +377,7 @@ func (s *Stream) session(whole context.Context) error {
 			return fmt.Errorf("%w: %d comes after %d", errHole, number, after)
 		}
 		quiet.Reset(streamSilence)
-		if after = number; number == last {
-			close(caughtUp)
-		}
+		after = number
 		return s.take(number, data, number >= last)
 	})
 	if cause := context.Cause(ctx); cause != nil && whole.Err() == nil {
@@ -392,6 +415,7 @@ func (s *Stream) take(number uint64, data []byte, current bool) error {
 		s.kept -= len(s.marks[0].data)
 		s.marks = s.marks[1:]
 	}
+	s.current = s.current || current
 	if !beat {
 		return nil
 	}
@@ -424,7 +448,7 @@ func (s *Stream) start(ctx context.Context) (after, last uint64, err error) {
 	s.mu.Lock()
 	at, anew, partial := s.at, s.anew, s.partial
 	s.mu.Unlock()
-	known := at != Cursor{}
+	known := at.Log != ""
 	if known {
 		same, err := s.agrees(ask, at, ends)
 		if err == nil && !same {
@@ -438,7 +462,7 @@ func (s *Stream) start(ctx context.Context) (after, last uint64, err error) {
 		}
 		if err == nil && !same {
 			at, err = s.diverged(ctx, at, ends)
-			known = at != Cursor{}
+			known = at.Log != ""
 		}
 		if err != nil {
 			return 0, 0, err
@@ -460,7 +484,8 @@ func (s *Stream) start(ctx context.Context) (after, last uint64, err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.at, s.anew, s.partial = at, false, partial
+	at.Source = s.at.Source
+	s.at, s.anew, s.partial, s.current = at, false, partial, at.Number >= ends.Last
 	s.marks = slices.DeleteFunc(s.marks, func(m mark) bool {
 		behind := m.number > at.Number
 		if behind {
@@ -583,26 +608,19 @@ func (s *Stream) diverged(ctx context.Context, at Cursor, ends Ends) (to Cursor,
 		return Cursor{}, err
 	}
 	if common > 0 && marks[common-1].number >= ends.First {
-		to = Cursor{ends.Log, marks[common-1].number, marks[common-1].hash}
+		to = Cursor{Log: ends.Log, Number: marks[common-1].number, Hash: marks[common-1].hash}
 	}
 	s.Logger.Error("the log of revocations is not the one that was read: it was made anew, put back from an old copy, or lost its end; nothing that it said is lifted, and what it lost is handed back",
 		"feed", s.Source.Name(), "read", at.Number, "in_common", to.Number, "first", ends.First, "last", ends.Last)
 	s.Follower.count(Rewind)
-	s.mu.Lock()
-	s.broke = time.Now()
-	if s.missing == nil {
-		s.missing = map[Hash]struct{}{}
-	}
 	for _, m := range marks {
-		if _, known := s.missing[m.hash]; m.number > to.Number && m.data != nil && !known {
-			s.missing[m.hash] = struct{}{}
-			s.gone = append(s.gone, m)
+		if m.number > to.Number && m.data != nil {
+			s.miss(m)
 		}
 	}
+	s.mu.Lock()
+	s.broke = time.Now()
 	s.mu.Unlock()
-	s.writing.Lock()
-	s.speak() // some of what was written last may be gone with nobody having read it
-	s.writing.Unlock()
 	s.doubts.Add(1)
 	return to, nil
 }
@@ -615,7 +633,7 @@ func (s *Stream) watch(ctx context.Context, lost context.CancelCauseFunc) {
 		at := s.place()
 		ends, err := s.Engine.Ends(ask)
 		same := true
-		if err == nil && at != (Cursor{}) {
+		if err == nil && at.Log != "" {
 			same, err = s.agrees(ask, at, ends)
 		}
 		cancel()
@@ -632,39 +650,49 @@ func (s *Stream) watch(ctx context.Context, lost context.CancelCauseFunc) {
 	}
 }
 
-// handBack appends records that were read once and that the log does not have any
-// more. Others who read them do the same; whoever comes first saves the others the
-// trouble.
-func (s *Stream) handBack(ctx context.Context, caughtUp <-chan struct{}) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-caughtUp:
-	}
-	s.mu.Lock()
-	gone := s.gone
-	s.mu.Unlock()
-	if len(gone) == 0 || !sleep(ctx, mathrand.N(2*time.Second)) {
-		return
-	}
-	handed := 0
-	for _, m := range gone {
+// handBack appends records that the log should have and that do not come. Others who
+// read them once do the same; whoever comes first saves the others the trouble.
+func (s *Stream) handBack(ctx context.Context) {
+	for refused := false; sleep(ctx, signEvery/2+mathrand.N(signEvery)); {
+		now := time.Now()
 		s.mu.Lock()
-		_, missing := s.missing[m.hash]
-		s.mu.Unlock()
-		if !missing {
+		if !s.current { // it may be in what was not read yet
+			s.mu.Unlock()
 			continue
 		}
-		if err := s.append(ctx, m.data); err != nil {
-			s.Logger.Warn("records that the log of revocations lost cannot be handed back from here", "feed", s.Source.Name(), "handed_back", handed, "error", err)
-			return
+		s.gone = slices.DeleteFunc(s.gone, func(a absent) bool {
+			_, missing := s.missing[a.hash]
+			return !missing
+		})
+		var late []mark
+		for i := range s.gone {
+			if now.Sub(s.gone[i].since) > absentFor {
+				late = append(late, s.gone[i].mark)
+				s.gone[i].since = now
+			}
 		}
-		handed++
+		s.mu.Unlock()
+		handed := 0
+		for _, m := range late {
+			s.mu.Lock()
+			_, missing := s.missing[m.hash]
+			s.mu.Unlock()
+			if !missing {
+				continue
+			}
+			if err := s.append(ctx, m.data); err != nil {
+				if !refused && ctx.Err() == nil {
+					refused = true
+					s.Logger.Warn("records that the log of revocations lost cannot be handed back from here", "feed", s.Source.Name(), "error", err)
+				}
+				break
+			}
+			handed++
+		}
+		if handed > 0 {
+			s.Logger.Warn("records that the log of revocations had lost were handed back", "feed", s.Source.Name(), "records", handed)
+		}
 	}
-	s.mu.Lock()
-	s.gone, s.missing = nil, nil
-	s.mu.Unlock()
-	s.Logger.Info("what the log of revocations had lost is there again", "feed", s.Source.Name(), "handed_back", handed, "by_others", len(gone)-handed)
 }
 
 // sign appends signs of life, if nobody else does.

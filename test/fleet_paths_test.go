@@ -44,7 +44,10 @@ func newWire(t testing.TB, to string) *wire {
 
 func (w *wire) carry(near net.Conn) {
 	defer near.Close()
-	far, err := net.Dial("tcp", w.to)
+	w.mu.Lock()
+	to := w.to
+	w.mu.Unlock()
+	far, err := net.Dial("tcp", to)
 	if err != nil {
 		return
 	}

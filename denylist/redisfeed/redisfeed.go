@@ -148,7 +148,6 @@ func (cfg Config) options() (*redis.Options, error) {
 	} else if cfg.CAFile != "" || cfg.CertFile != "" || cfg.KeyFile != "" {
 		return nil, errors.New("ca_file, cert_file and key_file are for TLS, which the url does not ask for; write rediss://")
 	}
-	o.ClientName = "durward"
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout = 2*time.Second, 3*time.Second, 3*time.Second
 	o.ContextTimeoutEnabled = true
 	o.MaxRetries = -1 // an append that failed may have been done; who asked decides
