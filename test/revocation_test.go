@@ -620,6 +620,27 @@ func TestRaisedMaxLifetime(t *testing.T) {
 	check("after the limit was raised again")
 }
 
+// TestRaisedWithinSkew: a token may be dated a little ahead, so one that says that it
+// was issued just after a limit was raised can have been revoked, for the time of the
+// old limit, before.
+func TestRaisedWithinSkew(t *testing.T) {
+	t.Parallel()
+	idp, app := newIssuer(t), newUpstream(t)
+	config := func(limits string) string { return withIssuers(app, "", corp(idp, limits, "leeway: 0s, skew: 2s")) }
+	g := serving(t, config("max_lifetime: 1s"))
+	now := time.Now().Unix()
+	ahead := bearing(idp.token(jwt.MapClaims{"jti": "ahead", "iat": now + 2, "exp": now + 3600}))
+	g.revoke(`{"jti":"ahead"}`)
+	g.write(config("max_lifetime: 2h"))
+	if status, text := g.call("POST", "/reload", ""); status != 200 {
+		t.Fatalf("reload: %d %s", status, text)
+	}
+	eventually(t, 10*time.Second, "a token of now passes", func() bool {
+		return send(t, "GET", g.url("/"), "", bearing(idp.token(jwt.MapClaims{"exp": time.Now().Unix() + 3600}))).StatusCode == 200
+	})
+	wantAnswer(t, "the token from ahead", send(t, "GET", g.url("/"), "", ahead), 401, "token_lifetime")
+}
+
 // TestStateDirLocked: two gateways must not share a journal.
 func TestStateDirLocked(t *testing.T) {
 	t.Parallel()

@@ -8,14 +8,17 @@ import (
 // NextLimits is the history after a start or reload with this configuration; see
 // the function of that name. NewIssuer takes it.
 func (cfg IssuerConfig) NextLimits(history []Limits, now time.Time) []Limits {
-	lifetime, leeway := cfg.MaxLifetime, defaultLeeway
-	if lifetime == 0 {
-		lifetime = defaultMaxLifetime
+	current := Limits{Since: now, MaxLifetime: cfg.MaxLifetime, Leeway: defaultLeeway, Skew: defaultSkew}
+	if current.MaxLifetime == 0 {
+		current.MaxLifetime = defaultMaxLifetime
 	}
 	if cfg.Leeway != nil {
-		leeway = *cfg.Leeway
+		current.Leeway = *cfg.Leeway
 	}
-	return NextLimits(history, lifetime, leeway, now)
+	if cfg.Skew != nil {
+		current.Skew = *cfg.Skew
+	}
+	return NextLimits(history, current)
 }
 
 // History is the history of limits that the issuer holds its tokens to. It is to

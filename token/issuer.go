@@ -93,6 +93,7 @@ type Issuer struct {
 const (
 	defaultMaxLifetime = 24 * time.Hour
 	defaultLeeway      = 30 * time.Second
+	defaultSkew        = 2 * time.Second
 	longest            = 10 * 365 * 24 * time.Hour // that a duration may be; times are computed with it
 )
 
@@ -191,7 +192,7 @@ func NewIssuer(cfg IssuerConfig, limits []Limits, prev *Issuer) (*Issuer, error)
 		}
 	}
 	optional("leeway", &cfg.Leeway, defaultLeeway)
-	optional("skew", &cfg.Skew, 2*time.Second)
+	optional("skew", &cfg.Skew, defaultSkew)
 	if cfg.RequireJTI == nil {
 		required := true
 		cfg.RequireJTI = &required

@@ -120,7 +120,7 @@ func TestCarryOver(t *testing.T) {
 		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
 	}
 	first := IssuerConfig{Name: "corp", Issuer: testIssuer, Audiences: []string{"intranet"}, JWKSURL: "https://idp.example.com/keys", CAFile: write(t, "ca.pem", ca())}
-	history := []Limits{{testNow.Add(-48 * time.Hour), time.Hour, 0}, {testNow, 24 * time.Hour, 30 * time.Second}}
+	history := []Limits{{testNow.Add(-48 * time.Hour), time.Hour, 0, 0}, {testNow, 24 * time.Hour, 30 * time.Second, 0}}
 	prev, err := NewIssuer(first, history, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +140,7 @@ func TestCarryOver(t *testing.T) {
 		{"nothing changed", func(c *IssuerConfig) {}, history, same},
 		{"defaults spelled out", func(c *IssuerConfig) { c.MaxLifetime = 24 * time.Hour; c.Leeway = deref(30 * time.Second) }, history, same},
 		{"history pruned", func(c *IssuerConfig) {}, history[1:], same},
-		{"history grown", func(c *IssuerConfig) {}, append(history[:2:2], Limits{testNow, time.Hour, 0}), keys},
+		{"history grown", func(c *IssuerConfig) {}, append(history[:2:2], Limits{testNow, time.Hour, 0, 0}), keys},
 		{"audience", func(c *IssuerConfig) { c.Audiences = []string{"extranet"} }, history, keys},
 		{"leeway", func(c *IssuerConfig) { c.Leeway = deref(time.Second) }, history, keys},
 		{"name", func(c *IssuerConfig) { c.Name = "other" }, history, keys},

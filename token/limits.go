@@ -17,22 +17,27 @@ type Limits struct {
 	Since       time.Time     `json:"since"`
 	MaxLifetime time.Duration `json:"max_lifetime"` // nanoseconds
 	Leeway      time.Duration `json:"leeway"`       // nanoseconds
+	// Skew is how far ahead an iat could be: what says that it was issued so soon
+	// after the end of these limits could be accepted, revoked and forgotten under them.
+	Skew time.Duration `json:"skew"` // nanoseconds
 }
 
-func (l Limits) equal(o Limits) bool {
-	return l.Since.Equal(o.Since) && l.MaxLifetime == o.MaxLifetime && l.Leeway == o.Leeway
+func (l Limits) equal(o Limits) bool { return l.Since.Equal(o.Since) && l.same(o) }
+
+// same is whether they bound tokens alike, whenever they were in force.
+func (l Limits) same(o Limits) bool {
+	return l.MaxLifetime == o.MaxLifetime && l.Leeway == o.Leeway && l.Skew == o.Skew
 }
 
-// NextLimits is the history, oldest first, after a start or reload with these
-// settings: with another segment if something changed, and without the oldest
-// ones that no living token can be held to. It leaves the argument as it is. The
-// first segment counts for everything before it, too.
-func NextLimits(history []Limits, maxLifetime, leeway time.Duration, now time.Time) []Limits {
-	next := slices.Clone(history)
-	current := Limits{now, maxLifetime, leeway}
+// NextLimits is the history, oldest first, after a start or reload with the current
+// limits, whose Since is now: with another segment if something changed, and without
+// the oldest ones that no living token can be held to. It leaves the argument as it
+// is. The first segment counts for everything before it, too.
+func NextLimits(history []Limits, current Limits) []Limits {
+	now, next := current.Since, slices.Clone(history)
 	if n := len(next); n == 0 {
 		next = append(next, current)
-	} else if last := next[n-1]; last.MaxLifetime != maxLifetime || last.Leeway != leeway {
+	} else if last := next[n-1]; !last.same(current) {
 		if now.Before(last.Since) {
 			current.Since = last.Since // the clock was set back; the order must hold
 		}
@@ -40,9 +45,9 @@ func NextLimits(history []Limits, maxLifetime, leeway time.Duration, now time.Ti
 	}
 	for len(next) > 1 {
 		life, leeway := strictest(next[1:])
-		oldest, until := next[0], next[1].Since
-		forgiving := oldest.MaxLifetime >= life && oldest.Leeway >= leeway // than what counts anyway
-		outlived := !now.Before(until.Add(life).Add(leeway))               // whatever was issued under it has expired
+		oldest := next[0]
+		forgiving := oldest.MaxLifetime >= life && oldest.Leeway >= leeway && oldest.Skew <= next[1].Skew // than what counts anyway
+		outlived := !now.Before(oldest.lastIAT(next[1]).Add(life).Add(leeway))                            // whatever was issued under it has expired
 		if !forgiving && !outlived {
 			break
 		}
@@ -50,6 +55,10 @@ func NextLimits(history []Limits, maxLifetime, leeway time.Duration, now time.Ti
 	}
 	return next
 }
+
+// lastIAT is the latest iat that a token accepted under l could have, which the
+// next segment ended.
+func (l Limits) lastIAT(next Limits) time.Time { return next.Since.Add(l.Skew) }
 
 // strictest is the least of each limit; history is not empty.
 func strictest(history []Limits) (maxLifetime, leeway time.Duration) {
@@ -65,8 +74,8 @@ func strictest(history []Limits) (maxLifetime, leeway time.Duration) {
 func (i *Issuer) limits(iat time.Time) (maxLifetime, leeway time.Duration) {
 	maxLifetime, leeway = i.cfg.MaxLifetime, *i.cfg.Leeway
 	for n := len(i.history) - 1; n >= 0; n-- {
-		if n+1 < len(i.history) && i.history[n+1].Since.Before(iat) {
-			break // this one ended before the token was issued
+		if n+1 < len(i.history) && i.history[n].lastIAT(i.history[n+1]).Before(iat) {
+			continue // this one ended before the token was issued; an earlier one may have let iat be further ahead
 		}
 		maxLifetime, leeway = min(maxLifetime, i.history[n].MaxLifetime), min(leeway, i.history[n].Leeway)
 	}

@@ -10,7 +10,8 @@ import (
 func TestNextLimits(t *testing.T) {
 	const h = time.Hour
 	at := func(n int) time.Time { return testNow.Add(time.Duration(n) * h) }
-	seg := func(n int, life, leeway time.Duration) Limits { return Limits{at(n), life, leeway} }
+	seg := func(n int, life, leeway time.Duration) Limits { return Limits{at(n), life, leeway, 0} }
+	skewed := func(n int, life time.Duration) Limits { return Limits{at(n), life, h, h} }
 	for _, c := range []struct {
 		name         string
 		history      []Limits
@@ -29,17 +30,22 @@ func TestNextLimits(t *testing.T) {
 		{"lowered and raised again", []Limits{seg(5, 2*h, h)}, 24 * h, h, 6, []Limits{seg(5, 2*h, h), seg(6, 24*h, h)}},
 		{"raised twice", []Limits{seg(0, h, h), seg(1, 2*h, h)}, 3 * h, h, 2, []Limits{seg(0, h, h), seg(1, 2*h, h), seg(2, 3*h, h)}},
 		{"raised twice, first gone", []Limits{seg(0, h, h), seg(1, 2*h, h), seg(3, 3*h, h)}, 3 * h, h, 4, []Limits{seg(1, 2*h, h), seg(3, 3*h, h)}},
+		{"skew raised", []Limits{seg(0, 2*h, h)}, 2 * h, h, 5, []Limits{skewed(5, 2*h)}},
+		{"skew lowered", []Limits{skewed(0, 2*h)}, 2 * h, h, 5, []Limits{skewed(0, 2*h), seg(5, 2*h, h)}},
+		{"with skew, old tokens live", []Limits{skewed(0, 2*h), skewed(5, 24*h)}, 24 * h, h, 30, []Limits{skewed(0, 2*h), skewed(5, 24*h)}},
+		{"with skew, old tokens gone", []Limits{skewed(0, 2*h), skewed(5, 24*h)}, 24 * h, h, 31, []Limits{skewed(5, 24*h)}},
 		{"clock set back", []Limits{seg(0, 2*h, h)}, 24 * h, h, -5, []Limits{seg(0, 2*h, h), seg(0, 24*h, h)}},
 	} {
 		before := append([]Limits(nil), c.history...)
-		got := NextLimits(c.history, c.life, c.leeway, at(c.now))
+		current := Limits{at(c.now), c.life, c.leeway, c.want[len(c.want)-1].Skew}
+		got := NextLimits(c.history, current)
 		if !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
 		}
 		if !reflect.DeepEqual(c.history, before) {
 			t.Errorf("%s: changed its argument", c.name)
 		}
-		if again := NextLimits(got, c.life, c.leeway, at(c.now)); !reflect.DeepEqual(again, got) {
+		if again := NextLimits(got, current); !reflect.DeepEqual(again, got) {
 			t.Errorf("%s: a second call changes it to %v", c.name, again)
 		}
 	}
@@ -52,7 +58,7 @@ func TestLimitsOfToken(t *testing.T) {
 	at := func(n int) time.Time { return testNow.Add(time.Duration(n) * m) }
 	cfg := testConfig(t)
 	cfg.MaxLifetime, cfg.Leeway = 60*m, deref(5*m)
-	history := []Limits{{at(-300), 30 * m, 2 * m}, {at(-20), 10 * m, m}, {at(-10), 60 * m, 5 * m}}
+	history := []Limits{{at(-300), 30 * m, 2 * m, 0}, {at(-20), 10 * m, m, 2 * m}, {at(-10), 60 * m, 5 * m, 0}}
 	text, err := json.Marshal(history)
 	if err != nil {
 		t.Fatal(err)
@@ -70,14 +76,17 @@ func TestLimitsOfToken(t *testing.T) {
 		want     string
 	}{
 		{-5, 55, "accepted"},         // issued under the present limits
-		{-9, 51, "accepted"},         //
-		{-9, 52, "token_lifetime"},   //
-		{-9, -4, "accepted"},         // leeway 5m
-		{-9, -5, "token_expired"},    //
+		{-7, 53, "accepted"},         //
+		{-7, 54, "token_lifetime"},   //
+		{-7, -4, "accepted"},         // leeway 5m
+		{-7, -5, "token_expired"},    //
+		{-8, 3, "token_lifetime"},    // 2m after the change, which was the skew before it: the old ones
 		{-10, 1, "token_lifetime"},   // in the very moment of the change: the old ones
 		{-11, -1, "token_expired"},   // leeway 1m
 		{-11, 0, "token_lifetime"},   // 11m, and 10m was the limit
-		{-9, 0, "accepted"},          //
+		{-7, 0, "accepted"},          //
+		{-9, 2, "token_lifetime"},    // it could have been accepted before the change
+		{-9, 0, "accepted"},          // and under both
 		{-30, -5, "token_expired"},   // issued before, lived through the strict time
 		{-30, 0, "token_lifetime"},   // 30m was fine when it was issued
 		{-1000, 0, "token_lifetime"}, //
