@@ -814,6 +814,8 @@ func TestHostileTokens(t *testing.T) {
 		{"nbf within the leeway", claims(jwt.MapClaims{"nbf": now + 5}), ""},
 		{"nbf 1e308", claims(jwt.MapClaims{"nbf": json.RawMessage("1e308")}), "token_claims"},
 		{"nbf as a string", claims(jwt.MapClaims{"nbf": "0"}), "token_claims"},
+		{"auth_time in ten minutes", claims(jwt.MapClaims{"auth_time": now + 600}), "token_not_yet_valid"},
+		{"auth_time an hour ago", claims(jwt.MapClaims{"auth_time": now - 3600}), ""},
 		{"a life of 25 hours", claims(jwt.MapClaims{"exp": now + 25*3600}), "token_lifetime"},
 		{"iat in 1970, to live longer", claims(jwt.MapClaims{"iat": 1}), "token_lifetime"},
 

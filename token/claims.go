@@ -188,12 +188,17 @@ func (r *claimReader) refuse(format string, args ...any) {
 	}
 }
 
+// path is where the claim of a logical name stands.
+func (r *claimReader) path(name string) []string {
+	if path, mapped := r.paths[name]; mapped {
+		return path
+	}
+	return []string{name}
+}
+
 // text is the claim under a logical name, "" if the token lacks it.
 func (r *claimReader) text(name string) string {
-	path, mapped := r.paths[name]
-	if !mapped {
-		path = []string{name}
-	}
+	path := r.path(name)
 	v := lookup(r.payload, path)
 	if v == nil && !present(r.payload, path) {
 		return ""
@@ -242,13 +247,15 @@ func present(object map[string]any, path []string) bool {
 // latest is the first second of the year 10000, where RFC 3339 ends.
 const latest = 253402300800
 
-// time reads a NumericDate (RFC 7519 section 2): seconds, fractions allowed. The
+// time reads the NumericDate (RFC 7519 section 2) under a logical name: seconds,
+// fractions allowed. The
 // range is checked before the conversion, because a float64 beyond int64 wraps
 // into the far past, which made 1e308 a valid nbf elsewhere. Microseconds are
 // kept, what a float64 can tell apart.
 func (r *claimReader) time(name string, required bool) time.Time {
-	v, ok := r.payload[name]
-	if !ok {
+	path := r.path(name)
+	v := lookup(r.payload, path)
+	if v == nil && !present(r.payload, path) {
 		if required {
 			r.refuse("%s is missing", name)
 		}

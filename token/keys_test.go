@@ -610,7 +610,7 @@ func TestWaiters(t *testing.T) {
 		go func() { time.Sleep(time.Second); cancel() }()
 		began = time.Now()
 		now := time.Now()
-		raw := sign("ES256", keysOnce().p256, `{"alg":"ES256","kid":"es"}`, jsonOf(with(goodClaims(), object{"iat": now.Unix(), "exp": now.Unix() + 60})))
+		raw := sign("ES256", keysOnce().p256, `{"alg":"ES256","kid":"es"}`, jsonOf(with(goodClaims(), object{"iat": now.Unix(), "exp": now.Unix() + 60, "auth_time": nil})))
 		if _, refused := v.Verify(ctx, raw, nil, now, nil); reason(refused) != "token_signature" || time.Since(began) != time.Second {
 			t.Errorf("after %v: %v", time.Since(began), refused)
 		}

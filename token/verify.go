@@ -194,6 +194,10 @@ func (i *Issuer) checkTimes(c *Claims, now time.Time) *Error {
 		return &Error{decision.TokenNotYetValid, fmt.Sprintf("not valid before %v, leeway %v", relative(c.notBefore, now), leeway)}
 	case c.IssuedAt.After(now.Add(*i.cfg.Skew)):
 		return &Error{decision.TokenNotYetValid, fmt.Sprintf("issued %v, skew %v", relative(c.IssuedAt, now), *i.cfg.Skew)}
+	// A login that has not happened would be fresh enough for every max_age, and
+	// later than every cutoff.
+	case c.AuthTime.After(now.Add(*i.cfg.Skew)):
+		return &Error{decision.TokenNotYetValid, fmt.Sprintf("the login (auth_time) is %v, skew %v", relative(c.AuthTime, now), *i.cfg.Skew)}
 	case c.Expiry.Sub(c.IssuedAt) > life:
 		return &Error{decision.TokenLifetime, fmt.Sprintf("lives for %v, more than max_lifetime %v", c.Expiry.Sub(c.IssuedAt), life)}
 	}

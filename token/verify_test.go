@@ -211,6 +211,9 @@ func TestVerifyClaims(t *testing.T) {
 		{"acr number", object{"acr": 1}, "token_claims"},
 		{"auth_time string", object{"auth_time": "1"}, "token_claims"},
 		{"auth_time missing", object{"auth_time": nil}, "accepted"},
+		{"auth_time at skew", object{"auth_time": now + 2}, "accepted"},
+		{"auth_time beyond skew", object{"auth_time": now + 3}, "token_not_yet_valid"},
+		{"auth_time in the year 9999", object{"auth_time": latest - 1}, "token_not_yet_valid"},
 		{"scope list", object{"scope": []string{"a", "b"}}, "accepted"},
 		{"scope list with a number", object{"scope": []any{"a", 1}}, "token_claims"},
 		{"scope object", object{"scope": object{"a": true}}, "token_claims"},
@@ -368,6 +371,19 @@ func TestVerifiedClaims(t *testing.T) {
 			t.Errorf("Value(%q) is %v, want %v", name, got, want)
 		}
 	}
+	cfg = testConfig(t)
+	cfg.Claims["auth_time"] = "login.at"
+	mapped := NewVerifier([]*Issuer{newIssuer(t, cfg)}, newCache(t), 8192)
+	for _, login := range []any{nil, object{"at": testNow.Unix() - 7}} {
+		c, refused := verify(mapped, es256(with(goodClaims(), object{"login": login})))
+		if refused != nil {
+			t.Fatal(refused)
+		}
+		if want := testNow.Add(-7 * time.Second); c.AuthTime.IsZero() != (login == nil) || login != nil && !c.AuthTime.Equal(want) {
+			t.Errorf("auth_time from elsewhere is %v with %v", c.AuthTime, login)
+		}
+	}
+	check(t, mapped, "a mapped auth_time", es256(with(goodClaims(), object{"login": object{"at": "1"}})), "token_claims")
 	bare, refused := verify(v, es256(with(goodClaims(), object{"sub": nil, "sid": "", "client_id": nil, "scope": nil, "acr": nil})))
 	if refused != nil {
 		t.Fatal(refused)
