@@ -54,7 +54,8 @@ type RouteConfig struct {
 
 // A GrantConfig is one entry of allow:. Everything in it must hold.
 type GrantConfig struct {
-	// Methods that the grant speaks of; GET covers HEAD. Default: every method.
+	// Methods that the grant speaks of; GET covers HEAD. Default: every standard one,
+	// and those that other grants of the route name.
 	Methods []string `yaml:"methods"`
 	// Scopes that the token must have, all of them.
 	Scopes []string `yaml:"scopes"`

@@ -82,6 +82,16 @@ func (p *Policy) CheckMethod(method string) error {
 	return nil
 }
 
+// CheckMethod refuses a method that neither the standard nor a grant of this route
+// names: that another route takes it says nothing about what this one's upstream
+// makes of it. A grant without methods speaks of those that are left.
+func (rt *Route) CheckMethod(method string) error {
+	if slices.Contains(standardMethods[:], method) || slices.ContainsFunc(rt.grants, func(g grant) bool { return slices.Contains(g.methods, method) }) {
+		return nil
+	}
+	return errors.New("the method is neither a standard one nor named in any grant of the route")
+}
+
 // Find picks the route for a request, nil if none matches. An error says that
 // two readings of the path lead to different routes.
 func (p *Policy) Find(host Host, path Path, trace *decision.Trace) (*Route, error) {

@@ -313,6 +313,18 @@ func TestCheckMethod(t *testing.T) {
 			t.Errorf("%q: %v", method, err)
 		}
 	}
+	p = compile(t,
+		RouteConfig{Path: "/dav/", Allow: []GrantConfig{{Methods: []string{"PROPFIND"}}, {Scopes: []string{"x"}}}},
+		RouteConfig{Path: "/x/", Allow: []GrantConfig{{Scopes: []string{"x"}}}},
+		RouteConfig{Path: "/"},
+	)
+	for i, rt := range p.Routes() {
+		for method, ok := range map[string]bool{"GET": true, "HEAD": true, "OPTIONS": true, "PROPFIND": i == 0, "BREW": false, "propfind": false, "TRACE": false, "": false} {
+			if err := rt.CheckMethod(method); (err == nil) != ok {
+				t.Errorf("route %d, %q: %v", i, method, err)
+			}
+		}
+	}
 }
 
 func TestSize(t *testing.T) {

@@ -213,6 +213,9 @@ func (s *Snapshot) enter(r *http.Request, rec *decision.Record) (p Passage, ok b
 	if p.route == nil {
 		return refuse(decision.NoRoute, "no route is configured for this host and path")
 	}
+	if err := p.route.CheckMethod(r.Method); err != nil {
+		return refuse(decision.AmbiguousRequest, err.Error())
+	}
 	return p, true
 }
 
