@@ -218,6 +218,35 @@ func TestReloadTriggers(t *testing.T) {
 	eventually(t, 10*time.Second, "the signal is noticed", func() bool { return len(reloaded()) == 2 })
 	s.inForce("SIGHUP with a good file", 3)
 
+	// A file that is written piece by piece is not loaded before its end, be its
+	// beginning a good configuration.
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pieces, err := os.Create(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pieces.Close()
+	refused := len(s.refusals())
+	piece := "# in pieces\n" + string(text)
+	for began := time.Now(); time.Since(began) < 1800*time.Millisecond; time.Sleep(200 * time.Millisecond) {
+		if _, err := pieces.WriteString(piece); err != nil {
+			t.Fatal(err)
+		}
+		if piece = "# more to come\n"; len(reloaded()) != 2 || len(s.refusals()) != refused {
+			t.Fatalf("half of a file was loaded: %s", s.log)
+		}
+	}
+	if _, err := pieces.WriteString("token_cache: {max_bytes: 64MiB}\n"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "the whole file is tried", func() bool { return len(s.refusals()) == refused+1 })
+	if line := s.refusals()[refused]; !strings.Contains(line["problems"].(string), "token_cache: cannot change") {
+		t.Errorf("the log says %v", line)
+	}
+
 	// A file that is not there changes nothing.
 	if err := os.Remove(s.config); err != nil {
 		t.Fatal(err)

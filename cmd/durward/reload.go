@@ -19,6 +19,7 @@ import (
 func (g *gateway) reloadLoop(ctx context.Context, hangup <-chan os.Signal) {
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
+	changed := "" // content that was seen, and not yet tried
 	for {
 		select {
 		case <-ctx.Done():
@@ -28,7 +29,14 @@ func (g *gateway) reloadLoop(ctx context.Context, hangup <-chan os.Signal) {
 		case answer := <-g.reloads:
 			answer <- g.reload(ctx, "POST /reload")
 		case <-t.C:
-			if text, err := os.ReadFile(g.path); err == nil && string(text) != g.content {
+			// Only what stays as it is: half of a file that somebody is writing may be
+			// a good configuration, without the grants that its last route asks for.
+			text, err := os.ReadFile(g.path)
+			switch {
+			case err != nil || string(text) == g.content:
+			case string(text) != changed:
+				changed = string(text)
+			default:
 				g.reload(ctx, "the file changed")
 			}
 		}
