@@ -260,8 +260,12 @@ func (c *compiler) grant(gc *GrantConfig, name string, auth Auth) grant {
 			c.problem(field, "is empty; list the values of which the claim must have one")
 		}
 		for _, v := range values {
-			switch v.(type) {
-			case string, bool, int, int64, uint64, float64:
+			switch v := v.(type) {
+			case string, bool, int, int64, uint64:
+			case float64:
+				if !(-exact < v && v < exact) {
+					c.problem(field, "no number of a token is known to equal %v; quote it if it is meant as text", v)
+				}
 			default:
 				c.problem(field, "%v is no string, number or boolean; quote it if it is meant as text", v)
 			}

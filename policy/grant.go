@@ -101,6 +101,9 @@ func (r *claimRule) equals(claim any) bool {
 	return false
 }
 
+// exact is from where on unequal integers may be equal floats.
+const exact = 1 << 53
+
 func sameNumber(have json.Number, want any) bool {
 	switch want.(type) {
 	case int, int64, uint64:
@@ -113,7 +116,6 @@ func sameNumber(have json.Number, want any) bool {
 	}
 	h, err := have.Float64()
 	w, werr := strconv.ParseFloat(fmt.Sprint(want), 64)
-	const exact = 1 << 53 // beyond it, unequal integers may be equal floats
 	return err == nil && werr == nil && h == w && -exact < h && h < exact
 }
 

@@ -143,6 +143,9 @@ func (s *Snapshot) Suppose(r *http.Request, claims *token.Claims, rec *decision.
 		rec.Refuse(decision.TokenIssuer, fmt.Sprintf("the route takes no token of issuer %q", claims.Issuer.Name()))
 		return
 	}
+	if finder := s.Routes[p.route.Index].Finder; finder == (token.Finder{}) {
+		claims = nil // whatever a request brings, it is not read
+	}
 	p.route.Decide(r.Method, claims, rec)
 }
 

@@ -420,15 +420,24 @@ func distance(a, b string) int {
 // findEmpty reports keys without a value. An allow: whose grants were all
 // commented out must not come to mean "no allow".
 func (f *configFile) findEmpty(n *yaml.Node) {
+	null := func(n *yaml.Node) bool {
+		if n.Kind == yaml.AliasNode { // what it stands for may be a key, of which nobody else complains
+			n = n.Alias
+		}
+		return n.Kind == yaml.ScalarNode && n.Tag == "!!null"
+	}
 	if n.Kind == yaml.MappingNode {
 		for i := 0; i+1 < len(n.Content); i += 2 {
-			if key, value := n.Content[i], n.Content[i+1]; value.Kind == yaml.ScalarNode && value.Tag == "!!null" {
+			key, value := n.Content[i], n.Content[i+1]
+			if null(key) {
+				f.problems = append(f.problems, problem{f.path, key.Line, "a key has no name; give it one or remove it"})
+			} else if null(value) {
 				f.problems = append(f.problems, problem{f.path, key.Line, fmt.Sprintf("%s has no value; give it one or remove the key", key.Value)})
 			}
 		}
 	}
 	for _, child := range n.Content {
-		if child.Kind == yaml.ScalarNode && child.Tag == "!!null" && n.Kind == yaml.SequenceNode {
+		if n.Kind == yaml.SequenceNode && null(child) {
 			f.problems = append(f.problems, problem{f.path, child.Line, "a list element has no value; give it one or remove it"})
 		}
 		f.findEmpty(child)

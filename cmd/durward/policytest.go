@@ -66,19 +66,20 @@ func (b *builder) claims(t policy.TestConfig) (*token.Claims, error) {
 		issuer = b.out.issuers[i]
 	}
 	if t.Claims == nil {
+		if t.Issuer != "" {
+			return nil, &token.FieldError{Field: "issuer", Err: errors.New("says whose claims these are, but there are none; write claims: {} for a token without any")}
+		}
 		return nil, nil
 	}
 	read := b.claimsRead(issuer)
-	for _, name := range slices.Sorted(maps.Keys(t.Claims)) {
-		if !read[name] {
-			text := fmt.Sprintf("nothing reads the claim %q", name)
-			if path, mapped := issuer.Config().Claims[name]; mapped {
-				text += fmt.Sprintf("; issuer %q keeps %s in %q", issuer.Name(), name, path)
-			} else if near := nearest(name, slices.Sorted(maps.Keys(read))); near != "" {
-				text += fmt.Sprintf("; did you mean %q?", near)
-			}
-			return nil, &token.FieldError{Field: "claims." + name, Err: errors.New(text)}
+	if name := unread(t.Claims, "", read); name != "" {
+		text := fmt.Sprintf("nothing reads the claim %q", name)
+		if path, mapped := issuer.Config().Claims[name]; mapped {
+			text += fmt.Sprintf("; issuer %q keeps %s in %q", issuer.Name(), name, path)
+		} else if near := nearest(name, slices.Sorted(maps.Keys(read))); near != "" {
+			text += fmt.Sprintf("; did you mean %q?", near)
 		}
+		return nil, &token.FieldError{Field: "claims." + name, Err: errors.New(text)}
 	}
 	claims, err := issuer.Suppose(t.Claims, b.now)
 	if err != nil {
@@ -87,7 +88,29 @@ func (b *builder) claims(t policy.TestConfig) (*token.Claims, error) {
 	return claims, nil
 }
 
-// claimsRead are the top-level claims that the gateway, a grant or an identity
+// unread is the path of the first claim below a prefix that nothing reads, "" if all
+// are: one is read if its path is, or that of an object around it.
+func unread(claims map[string]any, prefix string, read map[string]bool) string {
+	for _, name := range slices.Sorted(maps.Keys(claims)) {
+		path := prefix + name
+		if !strings.Contains(name, "://") {
+			path = prefix + strings.NewReplacer(`\`, `\\`, ".", `\.`).Replace(name)
+		}
+		if read[path] {
+			continue
+		}
+		below, nested := claims[name].(map[string]any)
+		if !nested || len(below) == 0 {
+			return path
+		}
+		if found := unread(below, path+".", read); found != "" {
+			return found
+		}
+	}
+	return ""
+}
+
+// claimsRead are the paths of the claims that the gateway, a grant or an identity
 // header looks at in this issuer's tokens.
 func (b *builder) claimsRead(issuer *token.Issuer) map[string]bool {
 	read := map[string]bool{}
@@ -95,17 +118,12 @@ func (b *builder) claimsRead(issuer *token.Issuer) map[string]bool {
 		read[name] = true
 	}
 	mapped := issuer.Config().Claims
-	add := func(name string) {
-		if path, ok := mapped[name]; ok {
-			name = path
-		}
-		if path, err := token.ParsePath(name); err == nil {
-			read[path[0]] = true
-		}
-	}
 	for _, path := range mapped {
-		if p, err := token.ParsePath(path); err == nil {
-			read[p[0]] = true
+		read[path] = true
+	}
+	add := func(name string) {
+		if _, ok := mapped[name]; !ok {
+			read[name] = true
 		}
 	}
 	headers := func(cfg map[string]proxy.HeaderConfig) {
