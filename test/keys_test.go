@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/base64"
@@ -323,7 +324,9 @@ func TestKeysSurviveBadAnswers(t *testing.T) {
 		{"an error in JSON", text(`{"error":"try later"}`), `no array "keys"`},
 		{"huge", text(huge), "more than 1048576 bytes"},
 		{"half", text(string(evil.jwks())[:60]), "not a JSON object"},
+		{"no point of its curve", text(`{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"x","x":"` + b64(bytes.Repeat([]byte{0xff}, 32)) + `"}]}`), "no usable key"},
 		{"symmetric, weak, for encryption", text(`{"keys":[{"kty":"oct","kid":"k1","k":"="},` + weakKey + `,` + strings.Replace(strings.TrimSuffix(strings.TrimPrefix(string(evil.jwks()), `{"keys":[`), "]}"), `"use":"sig"`, `"use":"enc"`, 1) + `]}`), "no usable key"},
+		{"no point of its curve", text(`{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"x","x":"` + b64(bytes.Repeat([]byte{0xff}, 32)) + `"}]}`), "no usable key"},
 		{"breaks off", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "1000")
 			w.Write([]byte(`{"keys":[`))

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/big"
+	"slices"
 )
 
 // weakness says why a public key must not verify tokens although it is well
@@ -26,6 +27,9 @@ func weakness(public any) string {
 	case ed25519.PublicKey:
 		if smallOrder(public) {
 			return "the Ed25519 key is a point of small order, so that anybody can sign for it"
+		}
+		if !onCurve(public) {
+			return "the Ed25519 key is no point of the curve"
 		}
 	}
 	return ""
@@ -69,4 +73,28 @@ func smallOrder(key ed25519.PublicKey) bool {
 		return true
 	}
 	return false
+}
+
+// onCurve reports whether the bytes are those of a point (RFC 8032 section 5.1.3).
+// crypto/ed25519 takes any 32 bytes for a key and lets every signature fail, so that
+// a garbled key would pass for a usable one and take the place of good ones. For NIST
+// curves jwkset sees to it.
+func onCurve(key ed25519.PublicKey) bool {
+	p := new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 255), big.NewInt(19))
+	bigEndian := slices.Clone(key)
+	slices.Reverse(bigEndian)
+	bigEndian[0] &= 0x7f // without the sign of x
+	y := new(big.Int).SetBytes(bigEndian)
+	if y.Cmp(p) >= 0 {
+		return false
+	}
+	// x² = (y² − 1) / (d y² + 1), where d = −121665/121666, has a root.
+	d := new(big.Int).ModInverse(big.NewInt(121666), p)
+	d.Mul(d, big.NewInt(-121665))
+	y2 := new(big.Int).Mul(y, y)
+	v := new(big.Int).Mul(d, y2)
+	v.Add(v, big.NewInt(1)).Mod(v, p)
+	x2 := new(big.Int).Sub(y2, big.NewInt(1))
+	x2.Mul(x2, v.ModInverse(v, p)).Mod(x2, p)
+	return big.Jacobi(x2, p) == 1
 }

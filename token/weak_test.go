@@ -3,6 +3,8 @@ package token
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"math/big"
@@ -106,5 +108,35 @@ func TestSmallOrder(t *testing.T) {
 	}
 	if honest := keysOnce().ed.Public().(ed25519.PublicKey); forged(honest) || !takes(honest) {
 		t.Error("an honest key is refused")
+	}
+}
+
+// TestOnCurve: every key pair is taken, and of arbitrary bytes about every second
+// is no point of the curve.
+func TestOnCurve(t *testing.T) {
+	seed := make([]byte, ed25519.SeedSize)
+	taken := 0
+	for n := range 200 {
+		binary.BigEndian.PutUint64(seed, uint64(n))
+		if key := ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey); weakness(key) != "" {
+			t.Errorf("the key pair of seed %d: %s", n, weakness(key))
+		}
+		arbitrary := sha256.Sum256(seed)
+		if weakness(ed25519.PublicKey(arbitrary[:])) == "" {
+			taken++
+		}
+	}
+	if taken < 60 || taken > 140 {
+		t.Errorf("%d of 200 arbitrary keys were taken", taken)
+	}
+	for _, text := range []string{
+		"0200000000000000000000000000000000000000000000000000000000000000", // y = 2: x² has no root
+		"f0ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // y = p + 3, another spelling of 3
+		strings.Repeat("ff", 32),
+	} {
+		key, _ := hex.DecodeString(text)
+		if got := weakness(ed25519.PublicKey(key)); got != "the Ed25519 key is no point of the curve" {
+			t.Errorf("%s: %q", text, got)
+		}
 	}
 }
