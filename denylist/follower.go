@@ -362,8 +362,9 @@ func (f *Follower) apply(r *Record, now time.Time) bool {
 		}
 		rs = append(rs, rev)
 	}
-	// Kept for as long as the later of the two clocks asks for.
-	enforce := func() ([]Revocation, error) { return f.cfg.Source.Apply(rs, at) }
+	// Kept for as long as the later of the two clocks asks for, and not forgotten for
+	// either being ahead.
+	enforce := func() ([]Revocation, error) { return f.cfg.Source.apply(rs, at, true) }
 	var err error
 	if f.cfg.Learn != nil {
 		err = f.cfg.Learn(enforce)

@@ -55,7 +55,8 @@ func New(maxEntries int) *List {
 // LastRun says when this list's owner is known to have run before, by a clock that
 // was believed then. Forgetting goes by this time and how long the process has
 // run, if that is earlier than what the clock says: a machine that starts with its
-// clock ahead forgets nothing. To be called before anything is added.
+// clock ahead forgets nothing. To be called before anything is added; without it,
+// everything is kept for longer.
 func (l *List) LastRun(t time.Time) { l.floor = t.Round(0) }
 
 // SetIssuers says which issuers are configured from now on. What is held for an
@@ -134,16 +135,20 @@ func (l *List) Lookup(kind token.Kind, issuer, value string) (Entry, bool) {
 // later, which by itself keeps it longer too, is no news, lest gateways that pass
 // on their news to each other never come to rest.
 func (l *List) Add(rs []Revocation, now time.Time) (news []Revocation, err error) {
-	news, _, err = l.apply(rs, now)
+	news, _, err = l.apply(rs, now, false)
 	return news, err
 }
 
-// apply adds revocations and counts those that did not fit.
-func (l *List) apply(rs []Revocation, now time.Time) (news []Revocation, left int, err error) {
-	past := l.past(now)
+// apply adds revocations and counts those that did not fit. What a clock said that
+// nobody can vouch for here is no reason to forget: foreign ones were made by
+// others, and where it is not known when this list's owner last ran, this clock may
+// have been wrong since its start. Then each is kept for as long as if it had been
+// made now, so that no token that it covers can be left whatever time it is.
+func (l *List) apply(rs []Revocation, now time.Time, foreign bool) (news []Revocation, left int, err error) {
+	past, anew := l.past(now), foreign || l.floor.IsZero()
 	defer l.tell()
 	for i := range rs {
-		until := saturate(l.Retention(rs[i], now))
+		until := saturate(l.retention(rs[i], now, anew))
 		if until < past {
 			continue // nothing that it covers can be accepted any more
 		}
@@ -276,21 +281,30 @@ func (l *List) reserve(s *set) bool {
 // the journal sets Expiry to it first, so that a replay keeps the entry as long
 // whatever the configuration says by then. For an issuer whose limits are not
 // known and without Expiry that is as late as can be.
-func (l *List) Retention(r Revocation, now time.Time) time.Time {
+func (l *List) Retention(r Revocation, now time.Time) time.Time { return l.retention(r, now, false) }
+
+// retention is Retention, or with anew at least that of a denial made now.
+func (l *List) retention(r Revocation, now time.Time, anew bool) time.Time {
 	limits, ok := l.Issuers().find(r.Issuer)
+	_, from := l.clocks(now)
 	if !ok || limits.MaxLifetime <= 0 {
 		if ok || r.Expiry.IsZero() {
 			return time.Unix(math.MaxUint32, 0).UTC()
+		}
+		if least := from.Add(l.Issuers().longest()); anew && least.After(r.Expiry) {
+			return least
 		}
 		return r.Expiry
 	}
 	// A denial speaks of tokens that may be issued up to now, by whichever clock
 	// is ahead: a clock set back must not shorten the time until it is set right.
-	_, from := l.clocks(now)
 	if !r.Denial() {
-		from = r.Before
+		before := r.Before
 		if r.ByAuthTime {
-			from = from.Add(loginAge)
+			before = before.Add(loginAge)
+		}
+		if !anew || before.After(from) {
+			from = before
 		}
 	}
 	// One second more, as iat is often cut to whole seconds.

@@ -33,6 +33,7 @@ func tokens(t testing.TB, url string) func(claims map[string]any) *token.Claims 
 
 func newList(maxEntries int) *List {
 	l := New(maxEntries)
+	l.LastRun(time.Now())
 	l.SetIssuers(Issuers{limits(), {URL: partner, MaxLifetime: time.Hour}})
 	return l
 }
@@ -151,7 +152,7 @@ func TestSameSecond(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.apply([]Revocation{r}, unix(T))
+		l.apply([]Revocation{r}, unix(T), false)
 		l.put(&r, 1<<31) // however long ago T is when this runs
 		claims := map[string]any{"sub": "alice", "iat": tt.iat}
 		if tt.authTime != nil {

@@ -88,6 +88,15 @@ func (is Issuers) retentions() map[string]int64 {
 	return seconds
 }
 
+// longest is the longest of them.
+func (is Issuers) longest() time.Duration {
+	longest := int64(0)
+	for _, retention := range is.retentions() {
+		longest = max(longest, retention)
+	}
+	return time.Duration(longest) * time.Second
+}
+
 // WriteSnapshot writes everything that the list holds. The header's places must
 // have been taken before: what is added meanwhile may be part of it or not. The
 // footer is asked for afterwards. A nil key signs nothing.
@@ -283,23 +292,23 @@ func (s *Snapshot) Close() error { return s.file.Close() }
 // issuers and clients are left out and counted. An error wraps ErrFull: what fits
 // was added all the same.
 func (s *Snapshot) Restore(l *List, mass bool) (leftOut int, err error) {
-	longer := int64(0)
+	least, longer := int64(0), int64(0)
+	if l.floor.IsZero() { // see List.apply
+		_, later := l.clocks(time.Now())
+		least = later.Add(l.Issuers().longest()).Unix()
+	}
 	for issuer, retention := range l.Issuers().retentions() {
 		longer = max(longer, retention-max(0, s.Retention[issuer]))
 	}
-	return s.restore(l, mass, 0, longer)
+	return s.restore(l, mass, least, longer)
 }
 
 // restoreForeign is Restore of a snapshot that somebody else took. When its entries
 // may be forgotten was told by clocks and limits of theirs, of now and of the past:
 // so each is kept for as long as if it had been made now, or then if that is later.
 func (s *Snapshot) restoreForeign(l *List, mass bool, now time.Time) (leftOut int, err error) {
-	longest := int64(0)
-	for _, retention := range l.Issuers().retentions() {
-		longest = max(longest, retention)
-	}
 	_, later := l.clocks(now)
-	return s.restore(l, mass, later.Unix(), longest)
+	return s.restore(l, mass, later.Unix(), int64(l.Issuers().longest()/time.Second))
 }
 
 func (s *Snapshot) restore(l *List, mass bool, least, longer int64) (leftOut int, err error) {

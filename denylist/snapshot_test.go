@@ -168,6 +168,7 @@ func TestSnapshotRetention(t *testing.T) {
 	}
 	for _, tt := range tests {
 		l := New(10)
+		l.LastRun(time.Now())
 		l.SetIssuers(tt.here)
 		if _, err := s.Restore(l, true); err != nil {
 			t.Fatal(err)

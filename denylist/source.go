@@ -108,7 +108,11 @@ func (s *Source) Begin() {
 // the source is stale until a reading without such an error, Begin to Synced, has
 // brought what is missing. The news are those of [List.Add].
 func (s *Source) Apply(rs []Revocation, now time.Time) (news []Revocation, err error) {
-	news, left, err := s.list.apply(rs, now)
+	return s.apply(rs, now, false)
+}
+
+func (s *Source) apply(rs []Revocation, now time.Time, foreign bool) (news []Revocation, err error) {
+	news, left, err := s.list.apply(rs, now, foreign)
 	s.change(func(v *vitals) {
 		v.applied += uint64(len(rs) - left)
 		if err != nil {

@@ -641,6 +641,49 @@ func TestRaisedWithinSkew(t *testing.T) {
 	wantAnswer(t, "the token from ahead", send(t, "GET", g.url("/"), "", ahead), 401, "token_lifetime")
 }
 
+// TestClockIsNotBelieved: a cutoff that is long past its retention by the clock here
+// is held all the same where nothing tells that this clock is right: at the first
+// start. A gateway that ran before knows better.
+func TestClockIsNotBelieved(t *testing.T) {
+	t.Parallel()
+	idp, app := newIssuer(t), newUpstream(t)
+	now := time.Now()
+	feed := filepath.Join(t.TempDir(), "revoked.jsonl")
+	lines := fmt.Sprintf("{\"sub\":\"old\",\"before\":%d}\n{\"sub\":\"new\",\"before\":%d}\n", now.Add(-72*time.Hour).Unix(), now.Add(-time.Hour).Unix())
+	if err := os.WriteFile(feed, []byte(lines), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := serving(t, withIssuers(app, fmt.Sprintf("denylist: {feeds: [{name: local, file: %q}]}", feed), corp(idp)))
+	state := filepath.Join(g.dir, "durward-state")
+	for _, c := range []struct {
+		name string
+		ran  time.Time // last; zero: not known
+		held bool
+	}{
+		{"the first start", time.Time{}, true},
+		{"it ran an hour ago", now.Add(-time.Hour), false},
+		{"by what it knows, that is not long ago", now.Add(-60 * time.Hour), true},
+	} {
+		if !c.ran.IsZero() {
+			g.stop()
+			if err := os.Remove(filepath.Join(state, "denylist.snapshot")); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(state, "last-run"), []byte(c.ran.UTC().Format(time.RFC3339)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			g.start()
+			g.waitReady()
+		}
+		for _, sub := range []string{"old", "new"} {
+			status, out := g.call("GET", "/revocations/check?sub="+sub, "")
+			if want := fmt.Sprintf(`"revoked": %v`, sub == "new" || c.held); status != 200 || !strings.Contains(out, want) {
+				t.Errorf("%s: %s: %d %s, want %s", c.name, sub, status, out, want)
+			}
+		}
+	}
+}
+
 // TestStateDirLocked: two gateways must not share a journal.
 func TestStateDirLocked(t *testing.T) {
 	t.Parallel()

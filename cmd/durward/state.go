@@ -87,15 +87,14 @@ func writeHistory(dir string, history map[string][]token.Limits) error {
 const lastRunFile = "last-run"
 
 // readLastRun is the earlier of now and the time at which the gateway is known to
-// have run before. A machine that starts with its clock ahead must forget nothing.
+// have run before. A machine that starts with its clock ahead must forget nothing. It
+// is zero if that is not known: at the first start, too, as nothing tells whether the
+// clock is right then.
 func readLastRun(dir string, now time.Time) (time.Time, error) {
 	path := filepath.Join(dir, lastRunFile)
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return now, err
-		}
-		return now, writeFile(path, now.UTC().AppendFormat(nil, time.RFC3339))
+		return time.Time{}, os.MkdirAll(dir, 0o700)
 	}
 	if err != nil {
 		return now, err
