@@ -37,6 +37,13 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	if os.Getenv(floodVariable) != "" {
+		if err := flood(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	dir, err := os.MkdirTemp("", "durward-test")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -24,17 +24,15 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
 	"unsafe"
 
+	"golang.org/x/sync/singleflight"
+
 	"durward/decision"
 )
-
-// capacityTimeout is how long a token waits for its turn to be verified.
-const capacityTimeout = time.Second
 
 // A Verifier verifies tokens of its issuers. It never changes; a reload makes a
 // new one with the same Cache.
@@ -43,7 +41,8 @@ type Verifier struct {
 	byURL    map[string]*Issuer
 	cache    *Cache
 	maxBytes int
-	slots    chan struct{} // one for each signature that is being checked
+	capacity *capacity
+	flights  singleflight.Group // by digest of the token
 }
 
 // NewVerifier makes a Verifier for issuers whose names and URLs differ; where two
@@ -55,7 +54,7 @@ func NewVerifier(issuers []*Issuer, cache *Cache, maxTokenBytes int) *Verifier {
 		byURL:    make(map[string]*Issuer, len(issuers)),
 		cache:    cache,
 		maxBytes: maxTokenBytes,
-		slots:    make(chan struct{}, 4*runtime.GOMAXPROCS(0)),
+		capacity: newCapacity(),
 	}
 	for _, i := range issuers {
 		if _, twice := v.byURL[i.URL()]; twice {
@@ -117,15 +116,44 @@ func (v *Verifier) Verify(ctx context.Context, raw string, accept []string, now 
 	if refused := issuer.checkTimes(c, now); refused != nil {
 		return nil, refused
 	}
-	keys, refused := v.authenticate(ctx, t, issuer, now, trace)
-	if refused != nil {
+	if trace != nil { // a question about a token is no use of it
+		if _, refused := v.authenticate(ctx, t, issuer, now, trace); refused != nil {
+			return nil, refused
+		}
+		return c, nil
+	}
+	if refused := v.first(ctx, &digest, t, c, now); refused != nil {
 		return nil, refused
 	}
-	if trace == nil {
-		issuer.census.count(c, now) // a question about a token is no use of it
-	}
-	v.cache.set(&entry{digest, c, keys.generation}, c.Until().Sub(now))
 	return c, nil
+}
+
+// first authenticates a token that the cache does not know, once for all requests
+// that bring the same one meanwhile; what is the same, the digest of its whole text
+// says, as in the cache. Whoever comes first does it in its own name: a client that
+// leaves takes its place in the queue with it, and the next of those who wait begins
+// anew. singleflight.DoChan was refused, with which each would wait in its own name:
+// a panic in there ends the process.
+func (v *Verifier) first(ctx context.Context, digest *[sha256.Size]byte, t *parsed, c *Claims, now time.Time) *Error {
+	type outcome struct {
+		refused *Error
+		left    bool // who did it is gone, and that may be why
+	}
+	for {
+		done, _, _ := v.flights.Do(string(digest[:]), func() (any, error) {
+			keys, refused := v.authenticate(ctx, t, c.Issuer, now, nil)
+			if refused != nil {
+				return outcome{refused, ctx.Err() != nil}, nil
+			}
+			c.Issuer.census.count(c, now)
+			v.cache.set(&entry{*digest, c, keys.generation}, c.Until().Sub(now))
+			return outcome{}, nil
+		})
+		o := done.(outcome)
+		if !o.left || ctx.Err() != nil {
+			return o.refused
+		}
+	}
 }
 
 // recall is what the cache knows of the token, if the same keys would verify it
@@ -235,23 +263,12 @@ func (v *Verifier) authenticate(ctx context.Context, t *parsed, issuer *Issuer, 
 	return keys, nil
 }
 
-// checkSignature is the only expensive step, so only so many run at once: a flood
-// of tokens with bad signatures must leave time for those who are known.
+// checkSignature is the only expensive step.
 func (v *Verifier) checkSignature(ctx context.Context, t *parsed, key *jwk) *Error {
-	select {
-	case v.slots <- struct{}{}:
-	default:
-		timer := time.NewTimer(capacityTimeout)
-		defer timer.Stop()
-		select {
-		case v.slots <- struct{}{}:
-		case <-timer.C:
-			return &Error{decision.Overloaded, fmt.Sprintf("no capacity to verify a signature within %v", capacityTimeout)}
-		case <-ctx.Done():
-			return &Error{decision.Overloaded, "the request ended before its signature was verified"}
-		}
+	if refused := v.capacity.take(ctx); refused != nil {
+		return refused
 	}
-	defer func() { <-v.slots }()
+	defer v.capacity.give()
 	if err := signingMethod(t.alg).Verify(t.signed, t.signature, key.public); err != nil {
 		return &Error{decision.TokenSignature, fmt.Sprintf("%s with kid %q: the signature does not verify", t.alg, clip(key.kid))}
 	}

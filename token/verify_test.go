@@ -527,8 +527,8 @@ func TestOverloaded(t *testing.T) {
 		v := NewVerifier([]*Issuer{newIssuer(t, testConfig(t))}, nil, 8192)
 		now := time.Now()
 		raw := es256(with(goodClaims(), object{"iat": now.Unix(), "exp": now.Unix() + 600, "auth_time": nil}))
-		for range cap(v.slots) {
-			v.slots <- struct{}{}
+		for range cap(v.capacity.slots) {
+			v.capacity.slots <- struct{}{}
 		}
 		began := time.Now()
 		if _, refused := v.Verify(t.Context(), raw, nil, now, nil); reason(refused) != "overloaded" || time.Since(began) != capacityTimeout {
@@ -539,11 +539,96 @@ func TestOverloaded(t *testing.T) {
 		if _, refused := v.Verify(gone, raw, nil, now, nil); reason(refused) != "overloaded" {
 			t.Errorf("of a client that left: %v", refused)
 		}
-		go func() { time.Sleep(time.Second / 2); <-v.slots }()
+		go func() { time.Sleep(time.Second / 2); v.capacity.give() }()
 		if _, refused := v.Verify(t.Context(), raw, nil, now, nil); refused != nil {
 			t.Errorf("with a free slot: %v", refused)
 		}
 	})
+}
+
+// TestFirstOnce: those who bring the same token at the same time have its signature
+// checked once; one who leaves fails nobody else, and those with another token of the
+// same signing input are on their own.
+func TestFirstOnce(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		leave   bool // who came first leaves before its turn
+		forge   bool // the signature is bad
+		want    string
+		checked uint64 // good tokens
+	}{
+		{"a good token", false, false, "accepted", 1},
+		{"the first one leaves", true, false, "accepted", 1},
+		{"a forged one", false, true, "token_signature", 0},
+		{"a forged one, and the first leaves", true, true, "token_signature", 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			issuer := newIssuer(t, testConfig(t))
+			v := NewVerifier([]*Issuer{issuer}, nil, 8192) // without a cache, which might know it by then
+			now := time.Now()
+			raw := es256(with(goodClaims(), object{"iat": now.Unix(), "exp": now.Unix() + 600, "auth_time": nil}))
+			twin := raw[:strings.LastIndexByte(raw, '.')+1] + segment(make([]byte, 64))
+			if c.forge {
+				raw, twin = twin, raw
+			}
+			for range cap(v.capacity.slots) { // nobody's turn yet
+				v.capacity.slots <- struct{}{}
+			}
+			first, leave := context.WithCancel(t.Context())
+			defer leave()
+			results := make(chan string, 20)
+			ask := func(ctx context.Context, raw string) {
+				claims, refused := v.Verify(ctx, raw, nil, now, nil)
+				if (claims == nil) == (refused == nil) {
+					t.Errorf("%s: %v and %v", c.name, claims, refused)
+				}
+				results <- reason(refused)
+			}
+			go ask(first, raw)
+			synctest.Wait()
+			for range 10 {
+				go ask(t.Context(), raw)
+			}
+			synctest.Wait()
+			if waiting := v.capacity.waiting.Load(); waiting != 1 {
+				t.Errorf("%s: %d wait for their turn", c.name, waiting)
+			}
+			if c.leave {
+				leave()
+				synctest.Wait()
+				if got := <-results; got != "overloaded" {
+					t.Errorf("%s: who left got %s", c.name, got)
+				}
+			}
+			go ask(t.Context(), twin)
+			synctest.Wait()
+			if waiting := v.capacity.waiting.Load(); waiting != 2 {
+				t.Errorf("%s: with another token %d wait for their turn", c.name, waiting)
+			}
+			for range cap(v.capacity.slots) {
+				<-v.capacity.slots
+			}
+			synctest.Wait()
+			got := map[string]int{}
+			for range len(results) {
+				got[<-results]++
+			}
+			alike, other := 11, map[string]string{"accepted": "token_signature", "token_signature": "accepted"}[c.want]
+			if c.leave {
+				alike = 10
+			}
+			if got[c.want] != alike || got[other] != 1 {
+				t.Errorf("%s: %v", c.name, got)
+			}
+			want := c.checked
+			if c.forge {
+				want++ // the twin
+			}
+			if n := issuer.Shares()[0].Tokens; n != want {
+				t.Errorf("%s: %d tokens were found good, want %d", c.name, n, want)
+			}
+		})
+	}
 }
 
 func TestVerifyConcurrently(t *testing.T) {
