@@ -372,6 +372,39 @@ func TestFile(t *testing.T) {
 	expect(true, 2, 1)
 	rewrite(t, cfg.JWKSFile, allKeys())
 	expect(false, 3, 5)
+
+	// A file of the same size and time is another one all the same, if it was read
+	// while its time could not tell; what has not changed for long is not read again.
+	for _, c := range []struct {
+		age        time.Duration
+		generation uint64
+	}{{0, 5}, {time.Hour, 7}} {
+		first, second := public(k.ed, object{"kid": "one"}), public(k.p256, object{"kid": "two"})
+		texts := []string{keySet(first), keySet(second)}
+		longest := max(len(texts[0]), len(texts[1]))
+		at := time.Now().Add(-c.age)
+		for i, text := range texts {
+			text += strings.Repeat(" ", longest-len(text))
+			file, err := os.OpenFile(cfg.JWKSFile, os.O_WRONLY|os.O_TRUNC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := file.WriteString(text); err != nil {
+				t.Fatal(err)
+			}
+			file.Close()
+			if err := os.Chtimes(cfg.JWKSFile, at, at); err != nil {
+				t.Fatal(err)
+			}
+			if i == 0 {
+				expect(false, c.generation-1, 1)
+			}
+		}
+		if c.age > 0 {
+			c.generation--
+		}
+		expect(false, c.generation, 1)
+	}
 }
 
 // A memorySource answers in the time of a synctest bubble, which real sockets

@@ -19,6 +19,10 @@ import (
 const (
 	maxDocument    = 1 << 20   // bytes of a key set or a discovery document
 	discoveryValid = time.Hour // how long a discovered address is used without asking again
+
+	// settled is how old a file's time of change must be before an unchanged one means
+	// unchanged content. Some file systems count in steps of two seconds.
+	settled = 2 * time.Second
 )
 
 // A source is where a key set comes from: httpSource or fileSource.
@@ -62,6 +66,9 @@ func (f fileSource) read(_ context.Context, known stamp) ([]byte, stamp, error) 
 	document, err := readAll(file)
 	if err != nil {
 		return nil, stamp{}, fmt.Errorf("read %q: %w", string(f), err)
+	}
+	if time.Since(info.ModTime()).Abs() < settled {
+		return document, stamp{}, nil
 	}
 	return document, stamp{file: info}, nil
 }
