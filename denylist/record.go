@@ -158,12 +158,17 @@ func (r *Record) encode(key ed25519.PrivateKey) []byte {
 		b.WriteByte(']')
 	}
 	b.WriteByte('}')
+	return signed(b.Bytes(), recordType, key)
+}
+
+// signed is a compact JWS of the payload, or the payload itself without a key.
+func signed(payload []byte, typ string, key ed25519.PrivateKey) []byte {
 	if key == nil {
-		return b.Bytes()
+		return payload
 	}
-	header := `{"alg":"EdDSA","typ":"` + recordType + `","kid":"` + Signer(key) + `"}`
-	signed := []byte(base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString(b.Bytes()))
-	return append(append(signed, '.'), base64.RawURLEncoding.EncodeToString(ed25519.Sign(key, signed))...)
+	header := `{"alg":"EdDSA","typ":"` + typ + `","kid":"` + Signer(key) + `"}`
+	text := []byte(base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString(payload))
+	return append(append(text, '.'), base64.RawURLEncoding.EncodeToString(ed25519.Sign(key, text))...)
 }
 
 // ParseRecord reads a record, which is a JSON object or a compact JWS of one
@@ -177,7 +182,7 @@ func ParseRecord(raw []byte, keys Keys) (*Record, error) {
 	payload, signer := raw, ""
 	if !bytes.HasPrefix(raw, []byte("{")) {
 		var err error
-		if payload, signer, err = openJWS(raw, keys); err != nil {
+		if payload, signer, err = openJWS(raw, recordType, keys); err != nil {
 			return nil, err
 		}
 	} else if len(keys) > 0 {
@@ -192,7 +197,7 @@ func ParseRecord(raw []byte, keys Keys) (*Record, error) {
 }
 
 // openJWS verifies a compact JWS and returns its payload and the id of its key.
-func openJWS(raw []byte, keys Keys) (payload []byte, signer string, err error) {
+func openJWS(raw []byte, typ string, keys Keys) (payload []byte, signer string, err error) {
 	parts := bytes.Split(raw, []byte("."))
 	if len(parts) != 3 {
 		return nil, "", errors.New("neither a JSON object nor a compact JWS")
@@ -216,8 +221,8 @@ func openJWS(raw []byte, keys Keys) (payload []byte, signer string, err error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("the JWS header: %w", err)
 	}
-	if header["alg"] != "EdDSA" || header["typ"] != recordType || len(header) != 3 {
-		return nil, "", fmt.Errorf("the JWS header must have alg EdDSA, typ %s and kid, and nothing else", recordType)
+	if header["alg"] != "EdDSA" || header["typ"] != typ || len(header) != 3 {
+		return nil, "", fmt.Errorf("the JWS header must have alg EdDSA, typ %s and kid, and nothing else", typ)
 	}
 	key, ok := keys[header["kid"]]
 	if !ok {

@@ -32,8 +32,9 @@ type Engine interface {
 	Read(ctx context.Context, after uint64, take func(number uint64, data []byte) error) error
 	// Message is one message; ErrNoMessage if it is not kept.
 	Message(ctx context.Context, number uint64) ([]byte, error)
-	// Append returns nil once the engine has promised to keep the message.
-	Append(ctx context.Context, data []byte) error
+	// Append returns nil once the engine has promised to keep the message. Who may
+	// not write records may still be let say where it is (here).
+	Append(ctx context.Context, data []byte, here bool) error
 	// Snapshot is what SaveSnapshot left last; ErrNoSnapshot if nothing.
 	Snapshot(ctx context.Context) (Saved, error)
 	// OpenSnapshot reads it, or one that took its place since.
@@ -99,6 +100,8 @@ type StreamConfig struct {
 	// signs of life, and now and then a snapshot for those who come late.
 	Writes bool
 	Key    ed25519.PrivateKey // signs what it writes; nil signs nothing
+	Name   string             // of this gateway, for people
+	Lease  time.Duration      // of the source
 	From   Cursor             // where the last run stood; zero: it is not known
 	Dir    string             // for snapshots on their way; "" for the system's temporary folder
 	Logger *slog.Logger
@@ -156,7 +159,8 @@ type Stream struct {
 	loaded  time.Time         // when the snapshot was made that was loaded last
 	heard   time.Time         // when the last fresh sign of life came, whose ever
 	broke   time.Time         // when the log was last found to be another
-	lost    bool              // it is not followed, and that was logged
+	roll    rollBook
+	lost    bool // it is not followed, and that was logged
 }
 
 // A mark is a message that was read.
@@ -181,6 +185,7 @@ type appended struct {
 // NewStream is a stream that stands where cfg.From says.
 func NewStream(cfg StreamConfig) *Stream {
 	s := &Stream{StreamConfig: cfg, at: cfg.From, missing: map[Hash]struct{}{}}
+	s.roll = rollBook{members: map[string]*member{}, calls: map[string]uint64{}, answer: make(chan struct{}, 1)}
 	name := cfg.From.Source
 	if name == "" {
 		name = "durward-" + strings.ToLower(rand.Text()[:10])
@@ -283,7 +288,7 @@ func (s *Stream) miss(m mark) {
 func (s *Stream) append(ctx context.Context, data []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, callWithin)
 	defer cancel()
-	return s.Engine.Append(ctx, data)
+	return s.Engine.Append(ctx, data, false)
 }
 
 // Run follows the log until the context ends, and returns nil. It logs when the
@@ -292,6 +297,7 @@ func (s *Stream) Run(ctx context.Context) error {
 	s.Source.Begin()
 	var all sync.WaitGroup
 	all.Go(func() { s.handBack(ctx) })
+	all.Go(func() { s.attend(ctx) })
 	if s.Writes {
 		all.Go(func() { s.sign(ctx) })
 		all.Go(func() { s.save(ctx) })
@@ -392,10 +398,12 @@ func (s *Stream) take(number uint64, data []byte, current bool) error {
 	r, _ := ParseRecord(data, nil) // the follower asks who signed it
 	beat := r != nil && r.Heartbeat()
 	s.mu.Lock()
-	unsure := s.anew || s.partial
+	unsure := s.anew || s.partial || !s.roll.known(now)
 	s.mu.Unlock()
 	var err error
-	if !beat || !unsure { // else it would vouch for what was not read
+	switch {
+	case s.called(number, data, now):
+	case !beat || !unsure: // else it would vouch for what was not read
 		err = s.Follower.Take([][]byte{data}, now)
 	}
 	s.mu.Lock()

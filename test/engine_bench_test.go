@@ -142,7 +142,7 @@ func (e *engine) bare(b *testing.B, n, rate int) []time.Duration {
 		mu.Lock()
 		sent[data] = time.Now()
 		mu.Unlock()
-		if err := writer.Append(ctx, []byte(data)); err != nil {
+		if err := writer.Append(ctx, []byte(data), false); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -200,7 +200,7 @@ func coldEngine(b *testing.B, e *engine, n int) {
 		}
 		for _, raw := range next.Records {
 			bytes += len(raw)
-			if err := engine.Append(ctx, raw); err != nil {
+			if err := engine.Append(ctx, raw, false); err != nil {
 				b.Fatal(err)
 			}
 		}

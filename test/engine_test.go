@@ -193,6 +193,7 @@ type engineFleet struct {
 	idp      *issuer
 	app      *upstream
 	gateways []*gateway
+	named    int // gateways so far: gw-1, gw-2, …
 }
 
 func startEngineFleet(t testing.TB, e *engine, n int) *engineFleet {
@@ -211,17 +212,22 @@ func startEngineFleet(t testing.TB, e *engine, n int) *engineFleet {
 	return f
 }
 
-func (f *engineFleet) init(g *gateway) {
+func (f *engineFleet) init(g *gateway) { f.command("feed", "init", "-config", g.config) }
+
+// command runs durward, which must succeed.
+func (f *engineFleet) command(args ...string) string {
 	f.t.Helper()
-	out, err := exec.Command(binary, "feed", "init", "-config", g.config).CombinedOutput()
+	out, err := exec.Command(binary, args...).CombinedOutput()
 	if err != nil {
-		f.t.Fatalf("feed init: %v: %s", err, out)
+		f.t.Fatalf("durward %s: %v: %s", args, err, out)
 	}
+	return string(out)
 }
 
 func (f *engineFleet) config(writes bool) string {
 	denylist := fmt.Sprintf("lease: %v, feeds: [{name: bus, %s, forward_revocations: %t}]", fleetLease+time.Second, f.feed, writes)
-	return fmt.Sprintf(fleetConfig, f.idp.URL, f.app.URL, denylist, freePort(f.t))
+	f.named++
+	return fmt.Sprintf("instance: gw-%d\nadmin: %s\n", f.named, freePort(f.t)) + fmt.Sprintf(fleetConfig, f.idp.URL, f.app.URL, denylist, freePort(f.t))
 }
 
 // late starts one more gateway, which knows nothing yet and only reads.

@@ -295,8 +295,59 @@ func (g *gateway) serveRevocations(w http.ResponseWriter, r *http.Request) {
 		adminError(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("read the body: %v; send fewer lines at once (%d MiB)", err, maxAdminBody>>20))
 		return
 	}
-	status, answer := g.accept(r.Context(), body, time.Now(), nil)
+	wait, within, err := waiting(r.URL.Query())
+	if err == nil && wait && g.fleet.hub.stream() == nil {
+		err = errors.New("wait=all asks all gateways of a fleet, by the NATS or Redis feed to which they write; none here has forward_revocations")
+	}
+	if err != nil {
+		adminError(w, http.StatusBadRequest, err.Error()+"; nothing was revoked")
+		return
+	}
+	began := time.Now()
+	status, answer := g.accept(r.Context(), body, began, nil)
+	if wait && (status == http.StatusOK || status == http.StatusMultiStatus) {
+		all := false
+		answer["enforced"], all = g.enforced(r.Context(), answer["scope"], began.Add(within))
+		if !all {
+			status = http.StatusAccepted
+		}
+	}
 	writeJSON(w, status, answer)
+}
+
+const waitFor, waitMost = 2 * time.Second, time.Minute
+
+// waiting reads whether, and how long, a question is to wait for all gateways.
+func waiting(q url.Values) (wait bool, within time.Duration, err error) {
+	switch q.Get("wait") {
+	case "":
+		return false, 0, nil
+	case "all":
+	default:
+		return false, 0, fmt.Errorf("wait=%.40q is not known; write wait=all", q.Get("wait"))
+	}
+	within = waitFor
+	if text := q.Get("timeout"); text != "" {
+		if within, err = time.ParseDuration(text); err != nil || within <= 0 || within > waitMost {
+			return false, 0, fmt.Errorf("timeout=%.40q must be a duration of at most %s, such as 2s", text, waitMost)
+		}
+	}
+	return true, within, nil
+}
+
+// enforced is which gateways have confirmed that they enforce what was just revoked,
+// and whether all have.
+func (g *gateway) enforced(ctx context.Context, scope any, until time.Time) (answer any, all bool) {
+	if scope != "fleet" {
+		return map[string]string{"problem": "it is enforced here, and not in the log of the fleet yet; nobody else was asked"}, false
+	}
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	e, err := g.fleet.hub.stream().Enforced(ctx)
+	if err != nil {
+		return map[string]string{"problem": err.Error()}, false
+	}
+	return e, len(e.Missing) == 0
 }
 
 // accept applies the lines of a body, as far as they are good. Its answer says

@@ -141,6 +141,12 @@ func (b *builder) listeners() {
 	if b.Shutdown.Drain < 0 || *b.Shutdown.Grace < 0 {
 		b.problem("shutdown", "a duration is negative")
 	}
+	if b.Instance == "" {
+		b.Instance, _ = os.Hostname() // "" is a name too
+	}
+	if len(b.Instance) > 200 {
+		b.problem("instance", "is longer than 200 bytes")
+	}
 	if b.StateDir == "" {
 		b.StateDir = defaultStateDir(b.dir)
 	} else if !canMake(b.StateDir) {

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -207,6 +208,8 @@ func (c *command) revoke(ctx context.Context) error {
 	before := text("before", "revoke what was issued at or before this `time` (RFC 3339, or seconds since 1970); default now, for -sub, -client and -all")
 	expiry := text("exp", "remember the revocation at least until this `time`")
 	reason := text("reason", "a `text` for the log")
+	wait := c.flags.Bool("wait", false, "wait until every gateway of the fleet has confirmed that it enforces the revocation, and list them; needs a NATS or Redis feed")
+	within := c.flags.Duration("timeout", waitFor, "how long -wait waits at most")
 	if err := c.parse(0, "none"); err != nil {
 		return err
 	}
@@ -262,7 +265,14 @@ func (c *command) revoke(ctx context.Context) error {
 			line["before"] = json.Number(strconv.FormatInt(time.Now().Unix(), 10))
 		}
 	}
-	return c.post(ctx, &f.Config, line)
+	question := ""
+	if *wait {
+		question = "?wait=all&timeout=" + within.String()
+		if _, _, err := waiting(url.Values{"wait": {"all"}, "timeout": {within.String()}}); err != nil {
+			return usageError{err}
+		}
+	}
+	return c.post(ctx, &f.Config, line, question)
 }
 
 func parseTime(s string) (json.Number, error) {
@@ -277,7 +287,7 @@ func parseTime(s string) (json.Number, error) {
 }
 
 // post hands the line to the running gateway.
-func (c *command) post(ctx context.Context, config *Config, line map[string]any) error {
+func (c *command) post(ctx context.Context, config *Config, line map[string]any, question string) error {
 	if config.StateDir == "" {
 		config.StateDir = defaultStateDir(config.dir)
 	}
@@ -303,9 +313,9 @@ func (c *command) post(ctx context.Context, config *Config, line map[string]any)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, waitMost+10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+net.JoinHostPort(host, port)+"/revocations", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+net.JoinHostPort(host, port)+"/revocations"+question, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -320,13 +330,17 @@ func (c *command) post(ctx context.Context, config *Config, line map[string]any)
 	if err != nil {
 		return err
 	}
-	if res.StatusCode != http.StatusOK {
+	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusAccepted {
 		return fmt.Errorf("the gateway answered %s: %s", res.Status, bytes.TrimSpace(answer))
 	}
 	var said struct {
-		Lines   []lineResult
-		Scope   string
-		Problem string `json:"scope_problem"`
+		Lines    []lineResult
+		Scope    string
+		Problem  string `json:"scope_problem"`
+		Enforced *struct {
+			denylist.Enforced
+			Problem string `json:"problem"`
+		} `json:"enforced"`
 	}
 	if err := json.Unmarshal(answer, &said); err != nil {
 		return fmt.Errorf("the gateway's answer: %w", err)
@@ -339,6 +353,24 @@ func (c *command) post(ctx context.Context, config *Config, line map[string]any)
 	if said.Problem != "" {
 		fmt.Fprintln(c.stderr, "not for the whole fleet yet:", said.Problem)
 	}
-	_, err = fmt.Fprintf(c.stdout, "revoked: %s (scope: %s)\n", body, said.Scope)
-	return err
+	if _, err = fmt.Fprintf(c.stdout, "revoked: %s (scope: %s)\n", body, said.Scope); err != nil || said.Enforced == nil {
+		return err
+	}
+	e := said.Enforced
+	for _, at := range e.Each {
+		fmt.Fprintf(c.stdout, "enforced at %s after %.1f ms\n", at.Name, at.Milliseconds)
+	}
+	for _, m := range e.Missing {
+		if m.Problem == "" {
+			m.Problem = "its lease has fenced it by " + m.FencedBy.Format(time.RFC3339Nano)
+		}
+		fmt.Fprintf(c.stdout, "not confirmed by %s: %s\n", m.Name, m.Problem)
+	}
+	switch {
+	case e.Problem != "":
+		return errors.New(e.Problem)
+	case len(e.Missing) > 0:
+		return fmt.Errorf("%d of %d gateways have confirmed", e.Confirmed, e.Gateways)
+	}
+	return nil
 }

@@ -38,6 +38,9 @@ type Config struct {
 	AdminTokenFile string `yaml:"admin_token_file"`
 	// Health is an address that serves healthz, readyz and metrics alone. Optional.
 	Health string `yaml:"health"`
+	// Instance is this gateway's name among those of its fleet, for people. Default: the
+	// name of the host.
+	Instance string `yaml:"instance"`
 	// StateDir keeps what must outlive the process. Default: $STATE_DIRECTORY, else
 	// durward-state beside this file.
 	StateDir string `yaml:"state_dir"`

@@ -342,6 +342,7 @@ func (f *feed) open(list *denylist.List, b *built, fleet *fleet, delay func(time
 	f.stream = denylist.NewStream(denylist.StreamConfig{
 		Engine: engine, Follower: f.follower, List: list, Source: f.source, Writes: f.config.ForwardRevocations && fleet.list != nil, Key: b.signing,
 		From: fleet.cursors[f.config.Name], Dir: b.config.StateDir, Logger: log,
+		Name: b.config.Instance, Lease: b.config.Denylist.Lease,
 	})
 	return nil
 }
@@ -365,6 +366,14 @@ const (
 	// One request takes as many lines, and about as many bytes.
 	forwardLines, forwardBytes = 1000, 4 << 20
 )
+
+// stream is where revocations are forwarded to, if that is the log of an engine.
+func (f *forwarding) stream() *denylist.Stream {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s, _ := f.feed.(*denylist.Stream)
+	return s
+}
 
 func (f *forwarding) use(feed forwarder) {
 	f.mu.Lock()

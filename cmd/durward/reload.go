@@ -75,7 +75,7 @@ func fixed(old, next *Config) (wrong []problem) {
 		old, next any
 	}{
 		{"listen", old.Listen, next.Listen}, {"tls", old.TLS, next.TLS}, {"admin", old.Admin, next.Admin}, {"health", old.Health, next.Health},
-		{"state_dir", old.StateDir, next.StateDir}, {"admin_token_file", old.AdminTokenFile, next.AdminTokenFile}, {"log.format", old.Log.Format, next.Log.Format},
+		{"state_dir", old.StateDir, next.StateDir}, {"instance", old.Instance, next.Instance}, {"admin_token_file", old.AdminTokenFile, next.AdminTokenFile}, {"log.format", old.Log.Format, next.Log.Format},
 		{"limits.header_bytes", old.Limits.HeaderBytes, next.Limits.HeaderBytes}, {"limits.header_timeout", old.Limits.HeaderTimeout, next.Limits.HeaderTimeout},
 		{"denylist.serve_feed", old.Denylist.ServeFeed, next.Denylist.ServeFeed}, {"denylist.source_keys", old.Denylist.SourceKeys, next.Denylist.SourceKeys},
 		{"denylist.signing_key_file", old.Denylist.SigningKeyFile, next.Denylist.SigningKeyFile},

@@ -302,9 +302,13 @@ func (e *Engine) Message(ctx context.Context, number uint64) ([]byte, error) {
 // Append publishes a message and waits for the stream's word. That word means a
 // majority of the stream's replicas has it; whether it is on disk there is the
 // server's setting (sync_interval).
-func (e *Engine) Append(ctx context.Context, data []byte) error {
+func (e *Engine) Append(ctx context.Context, data []byte, here bool) error {
 	sum := sha256.Sum256(data)
-	_, err := e.js.Publish(ctx, "durward."+e.cfg.Stream+".log", data, jetstream.WithExpectStream(e.cfg.Stream), jetstream.WithMsgID(hex.EncodeToString(sum[:16])))
+	subject := "durward." + e.cfg.Stream + ".log"
+	if here {
+		subject = "durward." + e.cfg.Stream + ".here"
+	}
+	_, err := e.js.Publish(ctx, subject, data, jetstream.WithExpectStream(e.cfg.Stream), jetstream.WithMsgID(hex.EncodeToString(sum[:16])))
 	if err != nil {
 		return e.away(fmt.Errorf("write to stream %q: %w", e.cfg.Stream, err))
 	}

@@ -329,8 +329,9 @@ end
 return seq
 `)
 
-// Append runs the script, and waits for replicas if it is to.
-func (e *Engine) Append(ctx context.Context, data []byte) error {
+// Append runs the script, and waits for replicas if it is to. Redis has no rights by
+// what is written to a stream.
+func (e *Engine) Append(ctx context.Context, data []byte, _ bool) error {
 	conn := e.client.Conn() // what is waited for is what this connection wrote
 	defer conn.Close()
 	minutes := int(e.cfg.Keep / time.Minute)
