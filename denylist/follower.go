@@ -70,6 +70,8 @@ type FollowerConfig struct {
 	Log *Log
 	// Delay is told how long each record took from its making to its enforcement.
 	Delay func(time.Duration)
+	// Canary is told how long each canary took from its making until it was found here.
+	Canary func(time.Duration)
 	// Lines is told what is wrong with operations and records: log lines.
 	Lines *slog.Logger
 }
@@ -374,6 +376,7 @@ func (f *Follower) apply(r *Record, now time.Time) bool {
 	if err != nil {
 		f.complain("the denylist is full", "error", err)
 	}
+	f.sing(rs, r.Made)
 	return err == nil && !lowered
 }
 

@@ -87,6 +87,9 @@ func (is Issuers) find(url string) (IssuerLimits, bool) {
 			return i, true
 		}
 	}
+	if url == canaryIssuer {
+		return IssuerLimits{URL: url, MaxLifetime: canaryLasts}, true
+	}
 	return IssuerLimits{}, false
 }
 

@@ -48,7 +48,8 @@ type rollMessage struct {
 type rollBook struct {
 	members map[string]*member // by id
 	calls   map[string]uint64  // that are waited for here: their numbers; 0: not read yet
-	answer  chan struct{}      // that somebody called; holds one
+	due     bool               // somebody called, and the call is not counted as read yet
+	answer  chan struct{}      // that it is; holds one
 	began   time.Time          // when this gateway began to say that it is there
 	read    time.Time          // when it last read that it is
 	mute    bool               // it may not write
@@ -199,10 +200,7 @@ func (s *Stream) called(number uint64, data []byte, now time.Time) bool {
 		if _, mine := b.calls[m.Call]; mine {
 			b.calls[m.Call] = number
 		}
-		select {
-		case b.answer <- struct{}{}:
-		default: // it will answer to this one too
-		}
+		b.due = true
 		return true
 	}
 	heard := now

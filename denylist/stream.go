@@ -1,6 +1,7 @@
 package denylist
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/ed25519"
@@ -157,6 +158,7 @@ type Stream struct {
 	anew    bool              // a chain has a hole, so that only the whole log or a snapshot helps
 	partial bool              // the log does not reach back to what was read here
 	loaded  time.Time         // when the snapshot was made that was loaded last
+	sang    time.Time         // when the last canary came, whose ever
 	heard   time.Time         // when the last fresh sign of life came, whose ever
 	broke   time.Time         // when the log was last found to be another
 	roll    rollBook
@@ -411,9 +413,19 @@ func (s *Stream) take(number uint64, data []byte, current bool) error {
 	if err != nil {
 		s.anew = true // and on to what comes behind it, which need not wait
 	}
+	if r != nil && !beat && len(r.Ops) == 1 && bytes.Contains(r.Ops[0], []byte(canaryIssuer)) {
+		s.sang = now
+	}
 	m := mark{number, hashOf(data), nil}
 	delete(s.missing, m.hash)
 	s.at.Number, s.at.Hash = number, m.hash
+	if s.roll.due {
+		s.roll.due = false
+		select {
+		case s.roll.answer <- struct{}{}:
+		default: // the answer will speak of this place too
+		}
+	}
 	if !beat {
 		m.data = data
 		s.kept += len(data)
@@ -713,6 +725,16 @@ func (s *Stream) sign(ctx context.Context) {
 		s.mu.Lock()
 		heard := s.heard
 		s.mu.Unlock()
+		s.mu.Lock()
+		silent := now.Sub(s.sang) > CanaryEvery && !s.anew && !s.partial && s.current
+		s.mu.Unlock()
+		if silent {
+			if _, err := s.Forward(ctx, [][]byte{canaryLine()}, nil); err == nil {
+				s.mu.Lock()
+				s.sang = now
+				s.mu.Unlock()
+			}
+		}
 		if s.Key == nil && now.Sub(heard) < signEvery || s.Key != nil && now.Sub(s.signed) < signEvery {
 			continue
 		}

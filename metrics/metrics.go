@@ -28,6 +28,8 @@ type Metrics struct {
 	upstream  *prometheus.HistogramVec
 	unparsed  prometheus.Counter
 	apply     prometheus.Histogram
+	canary    *prometheus.HistogramVec
+	canaryT   *prometheus.GaugeVec
 	reloadOK  prometheus.Gauge
 	reloadedT prometheus.Gauge
 }
@@ -66,6 +68,11 @@ func New(version string, src Sources) *Metrics {
 		apply: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "durward_denylist_apply_delay_seconds", Help: "From a revocation's making to its enforcement here.",
 			Buckets: []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 5, 30}}),
+		canary: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "durward_denylist_canary_seconds", Help: "From the making of a revocation that is only there to be looked for until it was found revoked here.",
+			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10}}, []string{"feed"}),
+		canaryT: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "durward_denylist_canary_timestamp_seconds", Help: "When the last revocation that is only there to be looked for was found."}, []string{"feed"}),
 		reloadOK: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "durward_config_last_reload_successful", Help: "1 if the last load of the configuration succeeded."}),
 		reloadedT: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -81,7 +88,7 @@ func New(version string, src Sources) *Metrics {
 		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, f)
 	}
 	m.registry.MustRegister(
-		m.requests, m.duration, m.decided, m.upstream, m.unparsed, m.apply, m.reloadOK, m.reloadedT, build,
+		m.requests, m.duration, m.decided, m.upstream, m.unparsed, m.apply, m.canary, m.canaryT, m.reloadOK, m.reloadedT, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		gauge("durward_inflight_requests", "Requests in progress.", func() float64 { return float64(src.Inflight()) }),
 		gauge("durward_streams_open", "Open WebSockets, event streams and gRPC calls.", func() float64 { return float64(src.Streams()) }),
@@ -115,6 +122,13 @@ func (m *Metrics) Observe(rec *decision.Record) {
 
 // Unparsed counts requests that never reached a decision.
 func (m *Metrics) Unparsed(n int) { m.unparsed.Add(float64(n)) }
+
+// Canary notes how long a revocation that is only there to be looked for took, from
+// its making until it was found here.
+func (m *Metrics) Canary(feed string, delay time.Duration) {
+	m.canary.WithLabelValues(feed).Observe(delay.Seconds())
+	m.canaryT.WithLabelValues(feed).SetToCurrentTime()
+}
 
 // Applied notes how long a revocation took from its making to its enforcement.
 func (m *Metrics) Applied(delay time.Duration) { m.apply.Observe(delay.Seconds()) }

@@ -29,7 +29,7 @@ func startKnowing(t testing.TB, entries int) (f *fleet, revoked bearer) {
 	}
 	f.hub.revokes(revoked)
 	g := f.gateways[0]
-	eventually(t, time.Minute, "the follower holds all", func() bool { return g.total() == entries+1 })
+	eventually(t, time.Minute, "the follower holds all", func() bool { return g.total() >= entries+1 })
 	g.stop()
 	return f, revoked
 }
@@ -134,8 +134,8 @@ func TestFleetBrokenSnapshot(t *testing.T) {
 	f.hub.start()
 	g.answers(10*time.Second, good, "/", 200, "")
 	g.says(revoked, "/", 401, "revoked")
-	if n := g.total(); n != 101 {
-		t.Errorf("%d entries, want 101", n)
+	if n := g.total(); n < 101 {
+		t.Errorf("%d entries, want 101 and the canaries", n)
 	}
 	// Written anew, it is used.
 	g.stop()

@@ -141,3 +141,30 @@ func TestWaitAllRefused(t *testing.T) {
 	f.hub.revokes(b)
 	f.hub.says(b, "/", 401, "revoked")
 }
+
+// Whoever follows a feed finds the canaries that those who write make, where it looks
+// for all that is revoked, and says how long they took.
+func TestCanary(t *testing.T) {
+	sings := func(t *testing.T, feed string, gateways ...*gateway) {
+		t.Helper()
+		for _, g := range gateways {
+			count := fmt.Sprintf("durward_denylist_canary_seconds_count{feed=%q} ", feed)
+			eventually(t, 20*time.Second, "two canaries", func() bool {
+				_, rest, found := strings.Cut(send(t, "GET", g.admin+"/metrics", "").Body, count)
+				return found && !strings.HasPrefix(rest, "1\n")
+			})
+			if holes := send(t, "GET", g.admin+"/metrics", "").Body; !strings.Contains(holes, fmt.Sprintf("durward_denylist_feed_refused_total{feed=%q} 0", feed)) {
+				t.Error("something was refused")
+			}
+		}
+	}
+	engines(t, func(t *testing.T, e *engine) {
+		f := startEngineFleet(t, e, 2)
+		sings(t, "bus", append(f.gateways, f.late())...)
+	})
+	t.Run("http", func(t *testing.T) {
+		t.Parallel()
+		f := startFleet(t, 2, "", "")
+		sings(t, "hub", f.gateways...)
+	})
+}

@@ -27,6 +27,7 @@ import (
 	"durward/denylist/httpfeed"
 	"durward/denylist/natsfeed"
 	"durward/denylist/redisfeed"
+	"durward/metrics"
 )
 
 // A fleet is what a gateway has to do with others: what it publishes and hands on
@@ -176,6 +177,7 @@ func (g *gateway) keep(ctx context.Context) {
 	var saving sync.WaitGroup
 	busy := make(chan struct{}, 1)
 	f.beat(time.Now())
+	canary := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -184,6 +186,10 @@ func (g *gateway) keep(ctx context.Context) {
 			return
 		case now := <-t.C:
 			f.beat(now)
+			if now.After(canary) {
+				canary = now.Add(denylist.CanaryEvery)
+				f.sing(now)
+			}
 			if now.After(next) {
 				next = now.Add(saveEvery)
 				select {
@@ -204,6 +210,18 @@ func (g *gateway) keep(ctx context.Context) {
 				}
 			}
 		}
+	}
+}
+
+// sing publishes a canary to those who follow this gateway.
+func (f *fleet) sing(now time.Time) {
+	if f.writer == nil || f.writer.Place().Number == 0 || f.relays.Load() {
+		return
+	}
+	if err := f.learn(func() ([]denylist.Revocation, error) {
+		return f.list.Add([]denylist.Revocation{denylist.Canary()}, now)
+	}); err != nil {
+		f.log.Debug("no canary could be made", "error", err) // being full is told elsewhere
 	}
 }
 
@@ -280,7 +298,7 @@ func (g *gateway) follow(ctx context.Context, config FeedConfig, b *built) *feed
 		})
 		return f
 	}
-	if err := f.open(g.list, b, g.fleet, g.metrics.Applied, g.log); err != nil {
+	if err := f.open(g.list, b, g.fleet, g.metrics, g.log); err != nil {
 		f.source.Failed(err) // it was checked a moment ago; what changed since shows where the state does
 		close(f.ended)
 		return f
@@ -316,9 +334,13 @@ func (f *fleet) into(source *denylist.Source) filefeed.Apply {
 // open makes the parts of a feed that is no file. What comes by HTTP is handed on
 // as it came; what comes from the log of an engine, whose chains come and go with
 // the gateways that write to it, in this gateway's own name.
-func (f *feed) open(list *denylist.List, b *built, fleet *fleet, delay func(time.Duration), log *slog.Logger) (err error) {
+func (f *feed) open(list *denylist.List, b *built, fleet *fleet, measured *metrics.Metrics, log *slog.Logger) (err error) {
 	follow := denylist.FollowerConfig{
-		List: list, Source: f.source, Keys: b.sourceKeys, Mass: f.config.Mass == nil || *f.config.Mass, Delay: delay, Lines: log,
+		List: list, Source: f.source, Keys: b.sourceKeys, Mass: f.config.Mass == nil || *f.config.Mass, Lines: log,
+	}
+	if measured != nil {
+		follow.Delay = measured.Applied
+		follow.Canary = func(took time.Duration) { measured.Canary(f.config.Name, took) }
 	}
 	if f.config.HTTP != nil {
 		follow.Log = fleet.records
