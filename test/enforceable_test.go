@@ -3,6 +3,8 @@ package test
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -132,5 +134,32 @@ func TestUnenforceableByCommand(t *testing.T) {
 	status, out, notes = durward(t, "revoke", "-config", g.config, "-sub", "mallory")
 	if status != 0 || !strings.HasPrefix(out, "revoked: ") || notes != "" {
 		t.Errorf("the twin, by sub: %d %q %q", status, out, notes)
+	}
+}
+
+// TestUnenforceableRejected: on_unenforceable: reject refuses such a line, and no
+// other one beside it; what a feed says is applied all the same.
+func TestUnenforceableRejected(t *testing.T) {
+	t.Parallel()
+	idp, app := newIssuer(t), newUpstream(t)
+	feed := filepath.Join(t.TempDir(), "revoked.jsonl")
+	if err := os.WriteFile(feed, []byte("{\"sid\":\"fed\"}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := serving(t, withIssuers(app, fmt.Sprintf("denylist: {on_unenforceable: reject, feeds: [{name: local, file: %q}]}", feed), corp(idp)))
+	g.revoke(`{"sid":"early"}`) // no token was seen yet: nothing is known against it
+	g.passes("a token", idp.token(nil))
+	status, text := g.call("POST", "/revocations", "{\"sid\":\"s\"}\n{\"sub\":\"mallory\"}\n")
+	if status != 207 || !strings.Contains(text, "revoke the sub instead (denylist.on_unenforceable: reject)") {
+		t.Errorf("by sid and by sub: %d %s", status, text)
+	}
+	for name, want := range map[string]bool{"sid=s": false, "sub=mallory": true, "sid=early": true, "sid=fed": true} {
+		if _, text := g.call("GET", "/revocations/check?"+name, ""); !strings.Contains(text, fmt.Sprintf(`"revoked": %v`, want)) {
+			t.Errorf("%s: %s, want %v", name, text, want)
+		}
+	}
+	exit, out, errOut := durward(t, "check", "-config", g.config)
+	if exit != 0 {
+		t.Errorf("check: %s%s", out, errOut)
 	}
 }

@@ -304,7 +304,7 @@ func (g *gateway) serveRevocations(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	began := time.Now()
-	status, answer := g.accept(r.Context(), body, began, nil)
+	status, answer := g.accept(r.Context(), body, began, false, nil)
 	if wait && (status == http.StatusOK || status == http.StatusMultiStatus) {
 		all := false
 		answer["enforced"], all = g.enforced(r.Context(), answer["scope"], began.Add(within))
@@ -351,9 +351,9 @@ func (g *gateway) enforced(ctx context.Context, scope any, until time.Time) (ans
 }
 
 // accept applies the lines of a body, as far as they are good. Its answer says
-// whether that holds for the fleet, or for this gateway alone. via are the sources
-// of the gateways that sent them.
-func (g *gateway) accept(ctx context.Context, body []byte, now time.Time, via []string) (status int, answer map[string]any) {
+// whether that holds for the fleet, or for this gateway alone. Those forwarded were
+// accepted by other gateways; via are the sources of these.
+func (g *gateway) accept(ctx context.Context, body []byte, now time.Time, forwarded bool, via []string) (status int, answer map[string]any) {
 	results, accepted := []lineResult{}, []denylist.Revocation{}
 	for i, line := range splitLines(body) {
 		if len(bytes.TrimSpace(line)) == 0 {
@@ -372,6 +372,12 @@ func (g *gateway) accept(ctx context.Context, body []byte, now time.Time, via []
 		if lacking := g.unenforceable(revocation); lacking != "" {
 			result.Note = strings.TrimPrefix(result.Note+"; "+lacking, "; ")
 			g.log.Warn("a revocation does not reach all of its issuer's tokens", "line", i+1, "kind", revocation.Kind.String(), "why", lacking)
+			// Refusing is for who can write another line at once. What other gateways
+			// accepted must not be lost between them.
+			if !forwarded && g.current.Load().config.Denylist.OnUnenforceable == "reject" {
+				results = append(results, lineResult{Line: i + 1, Status: "refused", Problem: lacking + " (denylist.on_unenforceable: reject)"})
+				continue
+			}
 		}
 		results = append(results, result)
 		accepted = append(accepted, revocation)

@@ -263,6 +263,9 @@ func (b *builder) denylist() {
 	if d.OnStale == "allow" {
 		b.warn("denylist.on_stale", "allow lets revoked tokens pass everywhere while a feed is lost; better say so on single routes")
 	}
+	if d.OnUnenforceable != "" && d.OnUnenforceable != "accept" && d.OnUnenforceable != "reject" {
+		b.problem("denylist.on_unenforceable", "%q is not known; write accept or reject", d.OnUnenforceable)
+	}
 	if d.MaxEntries == 0 {
 		d.MaxEntries = 10_000_000
 	}

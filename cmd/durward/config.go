@@ -118,6 +118,10 @@ type DenylistConfig struct {
 	// OnStale is deny (default) or allow: what happens past the lease. A route may
 	// say otherwise.
 	OnStale string `yaml:"on_stale"`
+	// OnUnenforceable is accept (default) or reject: what happens to a line of the
+	// operators' interface that goes by a claim which the issuer's tokens lack. It is
+	// told in either case; what feeds say, and other gateways hand on, is accepted.
+	OnUnenforceable string `yaml:"on_unenforceable"`
 	// MaxEntries is the memory budget. Full is an error, never an eviction. Default 10 million.
 	MaxEntries int `yaml:"max_entries"`
 	// Feeds bring revocations; several are a union, and each must be live.

@@ -586,7 +586,7 @@ func (g *gateway) acceptForwarded(ctx context.Context, body []byte, via []string
 	if g.journal == nil {
 		return http.StatusServiceUnavailable, map[string]string{"error": errNoState.Error()}
 	}
-	return g.accept(ctx, body, time.Now(), via)
+	return g.accept(ctx, body, time.Now(), true, via)
 }
 
 // fleetConfig checks what the configuration says about other gateways, and reads
