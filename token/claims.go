@@ -230,15 +230,17 @@ func (r *claimReader) scopes() []string {
 	return nil
 }
 
-// present tells a claim that is null, which has the wrong type, from one that is
-// not there.
+// present tells a claim that is null, or below something that is no object, which
+// have the wrong type, from one that is not there.
 func present(object map[string]any, path []string) bool {
 	for _, name := range path[:len(path)-1] {
-		inner, ok := object[name].(map[string]any)
+		outer, ok := object[name]
 		if !ok {
 			return false
 		}
-		object = inner
+		if object, ok = outer.(map[string]any); !ok {
+			return true
+		}
 	}
 	_, ok := object[path[len(path)-1]]
 	return ok

@@ -226,6 +226,32 @@ func TestVerifyClaims(t *testing.T) {
 	}
 }
 
+// A claim that is mapped to a place inside of an object is missing only if that
+// object, or its member, is.
+func TestVerifyMappedClaims(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.RequireJTI = deref(false)
+	for _, name := range []string{"sub", "session", "client", "scopes", "auth_time", "acr", "jti"} {
+		cfg.Claims[name] = "user.about." + name
+	}
+	v := NewVerifier([]*Issuer{newIssuer(t, cfg)}, newCache(t), 8192)
+	for _, c := range []struct{ user, want string }{
+		{`{"about":{"sub":"a","session":"b","client":"c","scopes":"d e","auth_time":1000,"acr":"f","jti":"g"}}`, "accepted"},
+		{`{"about":{}}`, "accepted"},
+		{`{}`, "accepted"},
+		{`"a"`, "token_claims"},
+		{`null`, "token_claims"},
+		{`["a"]`, "token_claims"},
+		{`{"about":"a"}`, "token_claims"},
+		{`{"about":null}`, "token_claims"},
+		{`{"about":[{"sub":"a"}]}`, "token_claims"},
+		{`{"about":{"sub":null}}`, "token_claims"},
+	} {
+		check(t, v, "user "+c.user, es256(with(goodClaims(), object{"user": rawJSON(c.user)})), c.want)
+	}
+	check(t, v, "no user", es256(goodClaims()), "accepted")
+}
+
 type rawJSON string
 
 func (r rawJSON) MarshalJSON() ([]byte, error) { return []byte(r), nil }
