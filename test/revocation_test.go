@@ -684,6 +684,40 @@ func TestClockIsNotBelieved(t *testing.T) {
 	}
 }
 
+// TestFileEmptiedBeforeKill: what a file said once is known after the process was
+// killed, although the file does not say it any more: within seconds, it is in the
+// snapshot.
+func TestFileEmptiedBeforeKill(t *testing.T) {
+	t.Parallel()
+	idp, app := newIssuer(t), newUpstream(t)
+	feed := filepath.Join(t.TempDir(), "revoked.jsonl")
+	put := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(feed, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("")
+	g := serving(t, withIssuers(app, fmt.Sprintf("denylist: {feeds: [{name: local, file: %q}]}", feed), corp(idp)))
+	snapshot := filepath.Join(g.dir, "durward-state", "denylist.snapshot")
+	eventually(t, 10*time.Second, "the first snapshot", func() bool { _, err := os.Stat(snapshot); return err == nil })
+	victim := idp.token(jwt.MapClaims{"jti": "victim"})
+	g.passes("before", victim)
+	put("{\"jti\":\"victim\"}\n")
+	eventually(t, 10*time.Second, "it is revoked", func() bool { return send(t, "GET", g.url("/"), "", bearing(victim)).StatusCode == 401 })
+	known := time.Now()
+	put("\n")
+	eventually(t, 20*time.Second, "the next snapshot", func() bool {
+		info, err := os.Stat(snapshot)
+		return err == nil && info.ModTime().After(known)
+	})
+	g.kill()
+	g.start()
+	g.waitReady()
+	g.refused("after the kill", victim)
+	g.passes("another", idp.token(nil))
+}
+
 // TestStateDirLocked: two gateways must not share a journal.
 func TestStateDirLocked(t *testing.T) {
 	t.Parallel()

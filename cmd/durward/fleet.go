@@ -166,7 +166,11 @@ func (f *fleet) save(feeds map[string]*feed, saved *uint64) {
 // keep writes snapshots, gives signs of life as a hub, and says when the list is
 // nearly full, until the context ends; then it writes the last snapshot.
 func (g *gateway) keep(ctx context.Context) {
+	// A file may lose what it said, and the process be killed: until the next snapshot
+	// that is known nowhere. So it follows soon, as long as it costs less than a
+	// hundredth of the time.
 	const saveEvery, saveSoon = time.Minute, 3 * time.Second
+	var cost atomic.Int64 // of the last one, in nanoseconds
 	f := g.fleet
 	var saved uint64
 	// The first one soon: a hub is known to its followers by the name that is in it.
@@ -191,11 +195,13 @@ func (g *gateway) keep(ctx context.Context) {
 				f.sing(now)
 			}
 			if now.After(next) {
-				next = now.Add(saveEvery)
+				next = now.Add(min(saveEvery, max(saveSoon, 100*time.Duration(cost.Load()))))
 				select {
 				case busy <- struct{}{}: // a large list takes a while, and signs of life do not wait
 					saving.Go(func() {
+						began := time.Now()
 						f.save(*g.following.Load(), &saved)
+						cost.Store(int64(time.Since(began)))
 						<-busy
 					})
 				default:
