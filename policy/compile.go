@@ -89,6 +89,22 @@ func Compile(routes []RouteConfig, issuers []string) (*Policy, error) {
 
 // warn notes what is allowed but often not meant.
 func (p *Policy) warn() {
+	for _, rt := range p.routes {
+		p.warnGrants(rt)
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.exact)) {
+		_, rest, _ := strings.Cut(name, ".")
+		if wild := p.wildcard[rest]; wild != nil {
+			t := p.exact[name]
+			if names := t.missing(wild); names != nil {
+				p.warnings = append(p.warnings, token.FieldError{
+					Field: fmt.Sprintf("routes[%d].host", t.routes[0].Index),
+					Err: fmt.Errorf("host %q has routes of its own, so these routes of host %q do not hold there: %s; repeat the ones that should",
+						t.host, wild.host, strings.Join(names, ", ")),
+				})
+			}
+		}
+	}
 	if p.other == nil {
 		return
 	}
@@ -101,6 +117,26 @@ func (p *Policy) warn() {
 				Err: fmt.Errorf("host %q has routes of its own, so these routes of host \"*\" do not hold there: %s; repeat the ones that should",
 					t.host, strings.Join(names, ", ")),
 			})
+		}
+	}
+}
+
+// warnGrants notes grants that can decide nothing.
+func (p *Policy) warnGrants(rt *Route) {
+	for j := range rt.grants {
+		g := &rt.grants[j]
+		at := fmt.Sprintf("routes[%d].%s", rt.Index, g.name)
+		if g.issuers != nil && rt.Issuers != nil && !slices.ContainsFunc(g.issuers, func(name string) bool { return slices.Contains(rt.Issuers, name) }) {
+			p.warnings = append(p.warnings, token.FieldError{Field: at + ".issuers",
+				Err: fmt.Errorf("no token that may come here holds it: the route takes those of %s; name one of these", strings.Join(rt.Issuers, ", "))})
+		}
+		for i := range rt.grants {
+			// Of two that say the same, the later one is named.
+			if o := &rt.grants[i]; i != j && o.implied(g) && (i < j || !g.implied(o)) {
+				p.warnings = append(p.warnings, token.FieldError{Field: at,
+					Err: fmt.Errorf("decides nothing: whoever has it has %s too, which asks for less; remove it, or make %[1]s ask for more", o.name)})
+				break
+			}
 		}
 	}
 }
@@ -150,7 +186,7 @@ func (c *compiler) route(rc *RouteConfig, index int) *Route {
 	}
 	c.knownIssuers("issuers", rc.Issuers)
 	if rc.Issuers == nil && rt.Auth != None && len(c.issuers) > 1 {
-		c.problem("issuers", "is missing; with several issuers configured each route says whose tokens may come (%s)", strings.Join(c.issuers, ", "))
+		c.problem("issuers", "is missing: with several issuers configured each route says whose tokens may come; list those of %s", strings.Join(c.issuers, ", "))
 	}
 	if rc.Allow != nil && len(rc.Allow) == 0 {
 		c.problem("allow", "is empty; leave the key out to let every valid token in, or list grants")

@@ -50,6 +50,68 @@ func (g *grant) needsNothing() bool {
 	return g.scopes == nil && g.claims == nil && g.acr == nil && g.maxAge == 0 && g.issuers == nil
 }
 
+// implied tells whether the grant holds wherever the other one does.
+func (g *grant) implied(by *grant) bool {
+	subset := func(some, all []string) bool {
+		return !slices.ContainsFunc(some, func(s string) bool { return !slices.Contains(all, s) })
+	}
+	switch {
+	case g.methods != nil && (by.methods == nil || slices.ContainsFunc(by.methods, func(m string) bool { return !g.speaksOf(m) })):
+		return false
+	case !subset(g.scopes, by.scopes):
+		return false
+	case g.acr != nil && (by.acr == nil || !subset(by.acr, g.acr)):
+		return false
+	case g.maxAge > 0 && (by.maxAge == 0 || by.maxAge > g.maxAge):
+		return false
+	case g.issuers != nil && (by.issuers == nil || !subset(by.issuers, g.issuers)):
+		return false
+	}
+	for _, rule := range g.claims {
+		if !slices.ContainsFunc(by.claims, func(o claimRule) bool {
+			return o.claim == rule.claim && !slices.ContainsFunc(o.values, func(v any) bool { return !slices.Contains(rule.values, v) })
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+// Open tells whether anybody gets through the route without a token, and with
+// which methods; nil are all.
+func (rt *Route) Open() (methods []string, open bool) {
+	if rt.Auth == Required {
+		return nil, false
+	}
+	if rt.grants == nil {
+		return nil, true
+	}
+	for _, g := range rt.grants {
+		if !g.needsNothing() {
+			continue
+		}
+		if g.methods == nil {
+			return nil, true
+		}
+		methods, open = append(methods, g.methods...), true
+	}
+	return methods, open
+}
+
+// Uncovered are the standard methods that no grant of the route speaks of.
+func (rt *Route) Uncovered() (methods []string) {
+	if rt.grants == nil {
+		return nil
+	}
+	for _, m := range standardMethods {
+		covered := slices.ContainsFunc(rt.grants, func(g grant) bool { return g.speaksOf(m) })
+		if !covered && !(m == http.MethodOptions && rt.Preflight) {
+			methods = append(methods, m)
+		}
+	}
+	return methods
+}
+
 func (g *grant) judge(c *token.Claims, now time.Time) failure {
 	var f failure
 	for _, scope := range g.scopes {

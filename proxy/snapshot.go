@@ -17,9 +17,12 @@ import (
 	"durward/token"
 )
 
-// OwnPaths begin the paths on the public listener that are the gateway's own and
+// ownPaths begin the paths on the public listener that are the gateway's own and
 // are never forwarded.
 var ownPaths = [...]string{"/.durward/", "/.well-known/durward/"}
+
+// OwnPaths are what the gateway's own paths begin with.
+func OwnPaths() []string { return ownPaths[:] }
 
 // KeysPath is where the public keys of the signed assertions are.
 const KeysPath = "/.well-known/durward/jwks.json"

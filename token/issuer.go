@@ -124,7 +124,7 @@ func NewIssuer(cfg IssuerConfig, limits []Limits, prev *Issuer) (*Issuer, error)
 		problem("issuer", "missing: it is compared with iss")
 	}
 	if len(cfg.Audiences) == 0 {
-		problem("audiences", "missing: without it tokens made for other applications would be good here")
+		problem("audiences", "missing: without it tokens made for other applications would be good here; name the audience that the issuer puts into tokens for this one")
 	}
 	if slices.Contains(cfg.Audiences, "") {
 		problem("audiences", "an audience is empty")
@@ -234,6 +234,9 @@ func NewIssuer(cfg IssuerConfig, limits []Limits, prev *Issuer) (*Issuer, error)
 	}
 	if i.keys = newKeySet(cfg, pool); cfg.JWKSFile != "" {
 		if err := i.keys.load(); err != nil {
+			if text := err.Error(); strings.Contains(text, noUsableKey) {
+				err = fmt.Errorf("%s; put the issuer's public keys there, of RSA, EC or Ed25519", strings.ReplaceAll(text, "\n", ", "))
+			}
 			problem("jwks_file", "%w", err)
 		}
 	}

@@ -89,6 +89,9 @@ func (k *jwk) describe() string {
 // maxKeys is how many keys one set may hold.
 const maxKeys = 256
 
+// noUsableKey begins the error about a set that verifies nothing.
+const noUsableKey = "no usable key"
+
 // parseKeys reads a JWK set (RFC 7517 section 5). Each key stands for itself: one
 // that is broken or meant for something else is left out, with the reason among
 // the rejected, and spoils nothing. A set without a single usable key is an error.
@@ -113,7 +116,7 @@ func parseKeys(document []byte) (keys []jwk, rejected []error, err error) {
 		keys = append(keys, key)
 	}
 	if len(keys) == 0 {
-		return nil, rejected, errors.Join(append([]error{errors.New("no usable key")}, rejected[:min(len(rejected), 3)]...)...)
+		return nil, rejected, errors.Join(append([]error{errors.New(noUsableKey)}, rejected[:min(len(rejected), 3)]...)...)
 	}
 	return keys, rejected, nil
 }

@@ -35,6 +35,9 @@ type built struct {
 	limits    denylist.Issuers
 	snapshot  *proxy.Snapshot
 	warnings  []problem
+	notes     []problem
+	coverage  []routeCoverage // what the policy tests touch
+	tests     int             // how many there are
 
 	signing    ed25519.PrivateKey // nil: what this gateway publishes is not signed
 	sourceKeys denylist.Keys
@@ -57,7 +60,7 @@ type world struct {
 func buildFile(path string, w world) (*built, []problem) {
 	f, err := parseFile(path)
 	if err != nil {
-		return nil, []problem{{path, 0, err.Error()}}
+		return nil, []problem{{File: path, Message: err.Error()}}
 	}
 	if f.garbled {
 		return nil, f.sorted()
@@ -85,7 +88,12 @@ func (b *builder) problem(place, format string, args ...any) {
 }
 
 func (b *builder) warn(place, format string, args ...any) {
-	b.out.warnings = append(b.out.warnings, problem{b.path, lineOf(b.root, place), place + ": " + fmt.Sprintf(format, args...)})
+	b.out.warnings = append(b.out.warnings, b.finding(warning, place, fmt.Sprintf(format, args...)))
+}
+
+// note says what is true and may well be meant: check tells it, serve does not.
+func (b *builder) note(place, format string, args ...any) {
+	b.out.notes = append(b.out.notes, b.finding(note, place, fmt.Sprintf(format, args...)))
 }
 
 func (b *builder) build() {
@@ -244,7 +252,7 @@ func (b *builder) cookieName(place, name string) {
 		b.problem(place, "%q is not a cookie name", name)
 	}
 	if !strings.HasPrefix(name, "__Host-") {
-		b.warn(place, "%q lacks the prefix __Host-, without which other hosts of the domain can plant the cookie", name)
+		b.warn(place, "%q lacks the prefix __Host-, without which other hosts of the domain can plant the cookie; name it __Host-%s", name, strings.TrimPrefix(name, "__Secure-"))
 	}
 }
 
@@ -261,7 +269,7 @@ func (b *builder) denylist() {
 		d.OnStale = "" // else each route would repeat it
 	}
 	if d.OnStale == "allow" {
-		b.warn("denylist.on_stale", "allow lets revoked tokens pass everywhere while a feed is lost; better say so on single routes")
+		b.warn("denylist.on_stale", "allow lets revoked tokens pass everywhere while a feed is lost; say so on single routes instead")
 	}
 	if d.OnUnenforceable != "" && d.OnUnenforceable != "accept" && d.OnUnenforceable != "reject" {
 		b.problem("denylist.on_unenforceable", "%q is not known; write accept or reject", d.OnUnenforceable)
@@ -430,7 +438,7 @@ func (b *builder) routes(s *proxy.Snapshot) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(b.Upstreams)) {
 		if !r.used[name] {
-			b.warn("upstreams."+name, "no route uses it")
+			b.warn("upstreams."+name, "no route uses it; name it in a route, or remove it")
 		}
 	}
 	names := make([]string, len(b.Issuers))
@@ -443,6 +451,7 @@ func (b *builder) routes(s *proxy.Snapshot) {
 		for _, w := range s.Policy.Warnings() {
 			b.warn(w.Field, "%v", w.Err)
 		}
+		b.lint(s)
 	}
 }
 

@@ -28,14 +28,14 @@ import (
 func load(path string) (*built, []problem) {
 	f, err := parseFile(path)
 	if err != nil {
-		return nil, []problem{{path, 0, err.Error()}}
+		return nil, []problem{{File: path, Message: err.Error()}}
 	}
 	if f.StateDir == "" {
 		f.StateDir = defaultStateDir(f.dir)
 	}
 	history, err := readHistory(f.StateDir)
 	if err != nil {
-		return nil, []problem{{path, 0, err.Error()}}
+		return nil, []problem{{File: path, Message: err.Error()}}
 	}
 	list := denylist.New(f.Denylist.MaxEntries)
 	b, wrong := buildFile(path, world{generation: 1, list: list, history: history, now: time.Now()})
@@ -44,23 +44,6 @@ func load(path string) (*built, []problem) {
 		list.SetIssuers(b.limits)
 	}
 	return b, wrong
-}
-
-func (c *command) check() error {
-	path := c.config()
-	if err := c.parse(0, "none"); err != nil {
-		return err
-	}
-	b, wrong := load(*path)
-	if wrong != nil {
-		return problems(wrong)
-	}
-	defer b.cache.Close()
-	for _, w := range b.warnings {
-		fmt.Fprintf(c.stderr, "%s (warning)\n", w.Error())
-	}
-	_, err := fmt.Fprintf(c.stdout, "%s: good: %d issuers, %d routes, %d tests passed\n", *path, len(b.issuers), len(b.config.Routes), len(b.config.Tests))
-	return err
 }
 
 // headerFlags collects -header flags.

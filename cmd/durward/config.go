@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -78,6 +79,8 @@ type Config struct {
 	Shutdown ShutdownConfig `yaml:"shutdown"`
 	// Tests are run by check and before every reload; one that fails refuses the file.
 	Tests []policy.TestConfig `yaml:"tests"`
+	// TestFiles hold more of them, a list each. They are read whenever this file is.
+	TestFiles []string `yaml:"test_files"`
 
 	path string // of the file, as given
 	dir  string // that relative paths are relative to
@@ -234,21 +237,6 @@ type ShutdownConfig struct {
 	Drain time.Duration `yaml:"drain"`
 }
 
-// A problem is one thing wrong with the configuration.
-type problem struct {
-	File    string
-	Line    int // 0 where none can be named
-	Message string
-}
-
-// Error is file:line: and what is wrong.
-func (p problem) Error() string {
-	if p.Line == 0 {
-		return p.File + ": " + p.Message
-	}
-	return fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Message)
-}
-
 // A configFile is a parsed configuration together with the places of its keys.
 type configFile struct {
 	Config
@@ -272,9 +260,16 @@ func parseFile(path string) (*configFile, error) {
 		return nil, err
 	}
 	f := &configFile{Config: Config{path: path, dir: dir}, root: &yaml.Node{}, broken: map[int]bool{}}
+	f.decode(text, &f.Config)
+	f.makeAbsolute()
+	return f, nil
+}
+
+// decode reads the text into what the file stands for, strictly.
+func (f *configFile) decode(text []byte, into any) {
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	decoder.KnownFields(true)
-	if err := decoder.Decode(&f.Config); err != nil {
+	if err := decoder.Decode(into); err != nil {
 		f.addYAML(err)
 	}
 	// The tree tells where each key stands. Decoding through it was refused: that
@@ -284,12 +279,10 @@ func parseFile(path string) (*configFile, error) {
 	}
 	var second yaml.Node
 	if err := decoder.Decode(&second); err == nil {
-		f.problems = append(f.problems, problem{path, second.Line, "a second YAML document (---): only one is read, so the rest would be ignored; merge them"})
+		f.problems = append(f.problems, problem{File: f.path, Line: second.Line, Column: second.Column, Message: "a second YAML document (---): only one is read, so the rest would be ignored; merge them"})
 	} else if !errors.Is(err, io.EOF) && f.problems == nil {
 		f.addYAML(err)
 	}
-	f.makeAbsolute()
-	return f, nil
 }
 
 var (
@@ -305,7 +298,7 @@ var (
 // addYAML turns the decoder's errors into problems that name the remedy.
 func (f *configFile) addYAML(err error) {
 	if errors.Is(err, io.EOF) {
-		f.problems = append(f.problems, problem{f.path, 0, "the file is empty; start from config.example.yaml"})
+		f.problems = append(f.problems, problem{File: f.path, Message: "the file is empty; start from config.example.yaml"})
 		f.garbled = true
 		return
 	}
@@ -354,7 +347,7 @@ func wrongType(kind, value, want string) string {
 	case want == "bool":
 		return found + " is not a boolean; write true or false"
 	case want == "int":
-		return found + " is not a whole number"
+		return found + " is not a whole number; write one, such as 128"
 	case strings.HasPrefix(want, "[]"):
 		return found + " stands where a list is wanted; write [one, two]"
 	case want == "string" || want == "policy.Size":
@@ -437,15 +430,15 @@ func (f *configFile) findEmpty(n *yaml.Node) {
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			key, value := n.Content[i], n.Content[i+1]
 			if null(key) {
-				f.problems = append(f.problems, problem{f.path, key.Line, "a key has no name; give it one or remove it"})
+				f.problems = append(f.problems, problem{File: f.path, Line: key.Line, Column: key.Column, Message: "a key has no name; give it one or remove it"})
 			} else if null(value) {
-				f.problems = append(f.problems, problem{f.path, key.Line, fmt.Sprintf("%s has no value; give it one or remove the key", key.Value)})
+				f.problems = append(f.problems, problem{File: f.path, Line: key.Line, Column: key.Column, Message: fmt.Sprintf("%s has no value; give it one or remove the key", key.Value)})
 			}
 		}
 	}
 	for _, child := range n.Content {
 		if n.Kind == yaml.SequenceNode && null(child) {
-			f.problems = append(f.problems, problem{f.path, child.Line, "a list element has no value; give it one or remove it"})
+			f.problems = append(f.problems, problem{File: f.path, Line: child.Line, Column: child.Column, Message: "a list element has no value; give it one or remove it"})
 		}
 		f.findEmpty(child)
 	}
@@ -471,25 +464,43 @@ func (f *configFile) add(place string, err error) {
 		}
 		place, err = place+field.Field, field.Err
 	}
-	p := problem{f.path, lineOf(f.root, place), strings.TrimPrefix(place+": "+err.Error(), ": ")}
+	p := f.finding(refusal, place, err.Error())
+	var failed *testFailure
+	if errors.As(err, &failed) {
+		p.Diff = failed.diff
+	}
 	if !f.broken[p.Line] {
 		f.problems = append(f.problems, p)
 	}
 }
 
-// sorted are the problems in the order of the file, each once.
+// finding is a message about a place.
+func (f *configFile) finding(severity severity, place, message string) problem {
+	line, column := position(f.root, place)
+	return problem{File: f.path, Line: line, Column: column, Place: place, Severity: severity, Message: strings.TrimPrefix(place+": "+message, ": ")}
+}
+
+// sorted are the problems in the order of the file, each once; those of files of
+// tests come after.
 func (f *configFile) sorted() []problem {
-	slices.SortStableFunc(f.problems, func(a, b problem) int { return a.Line - b.Line })
+	slices.SortStableFunc(f.problems, func(a, b problem) int {
+		if a.File == b.File {
+			return a.Line - b.Line
+		}
+		return cmp.Compare(f.rank(a.File), f.rank(b.File))
+	})
 	return slices.Compact(f.problems)
 }
 
-// lineOf finds the line of a place such as routes[2].allow[0].scopes; for one
-// that is missing, that of the nearest place around it.
-func lineOf(n *yaml.Node, place string) int {
+func (f *configFile) rank(file string) int { return slices.Index(f.TestFiles, file) }
+
+// position finds where a place such as routes[2].allow[0].scopes stands; for one
+// that is missing, it is that of the nearest place around it.
+func position(n *yaml.Node, place string) (line, column int) {
 	if n.Kind == yaml.DocumentNode && len(n.Content) > 0 {
 		n = n.Content[0]
 	}
-	line := n.Line
+	line, column = n.Line, n.Column
 	for place != "" {
 		place = strings.TrimPrefix(place, ".")
 		var next *yaml.Node
@@ -497,7 +508,7 @@ func lineOf(n *yaml.Node, place string) int {
 		if index, after, ok := strings.Cut(strings.TrimPrefix(place, "["), "]"); ok && place[0] == '[' {
 			if i, err := strconv.Atoi(index); err == nil && n.Kind == yaml.SequenceNode && i < len(n.Content) {
 				next, rest = n.Content[i], after
-				line = next.Line
+				line, column = next.Line, next.Column
 			}
 		} else if n.Kind == yaml.MappingNode {
 			longest := -1 // claims' keys have dots in them
@@ -505,7 +516,8 @@ func lineOf(n *yaml.Node, place string) int {
 				key := n.Content[i].Value
 				after, ok := strings.CutPrefix(place, key)
 				if ok && len(key) > longest && (after == "" || after[0] == '.' || after[0] == '[') {
-					longest, next, rest, line = len(key), n.Content[i+1], after, n.Content[i].Line
+					longest, next, rest = len(key), n.Content[i+1], after
+					line, column = n.Content[i].Line, n.Content[i].Column
 				}
 			}
 		}
@@ -517,7 +529,7 @@ func lineOf(n *yaml.Node, place string) int {
 		}
 		n, place = next, rest
 	}
-	return line
+	return line, column
 }
 
 // makeAbsolute resolves every path against the configuration file's folder.
@@ -538,6 +550,11 @@ func (f *configFile) makeAbsolute() {
 		abs(&u.TLS.CAFile)
 		abs(&u.TLS.CertFile)
 		abs(&u.TLS.KeyFile)
+	}
+	for i, path := range f.TestFiles {
+		if !filepath.IsAbs(path) {
+			f.TestFiles[i] = filepath.Join(filepath.Dir(f.path), path) // as the configuration is named in messages
+		}
 	}
 	for i := range f.Listen {
 		socket(&f.Listen[i])

@@ -83,7 +83,8 @@ func writeKeys(t *testing.T, dir string) {
 		"tls.crt": cert, "tls.key": key, "idp-ca.pem": cert, "ca.pem": cert, "client.crt": cert, "client.key": key, "assertion.pem": key,
 		"hub-ca.pem": cert, "fleet-ca.pem": cert, "me.crt": cert, "me.key": key, "hub.crt": cert, "hub.key": key,
 		"ed25519.pem": key, "hub-1.pub": publicPEM, "hub-2.pub": publicPEM, "hub.token": []byte("0123456789abcdef\n"),
-		"admin.token": []byte("0123456789abcdef0123456789abcdef\n"), "redis.password": []byte("secret\n"), "nats.creds": nil, "nats.nk": seed,
+		"more-tests.yaml": []byte("- {name: pictures are public, request: GET https://intranet.example/static/x.png, want: allow}\n"),
+		"admin.token":     []byte("0123456789abcdef0123456789abcdef\n"), "redis.password": []byte("secret\n"), "nats.creds": nil, "nats.nk": seed,
 		"partner-keys.json": []byte(`{"keys":[{"kty":"EC","crv":"P-256","kid":"k","use":"sig",` +
 			`"x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}`),
 	} {

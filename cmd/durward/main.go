@@ -88,6 +88,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			fmt.Fprintf(stderr, "durward %s: %v\n", args[0], wrongUse.error)
 		}
 		return 2
+	case errors.Is(err, errRefused):
+		return 1
 	}
 	var wrong problems
 	if errors.As(err, &wrong) {

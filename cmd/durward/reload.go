@@ -82,7 +82,7 @@ func fixed(old, next *Config) (wrong []problem) {
 		{"limits.idle_timeout", old.Limits.IdleTimeout, next.Limits.IdleTimeout}, {"token_cache", old.TokenCache, next.TokenCache},
 	} {
 		if !reflect.DeepEqual(f.old, f.next) {
-			wrong = append(wrong, problem{next.path, 0, f.key + ": cannot change while the gateway runs; restart it, or take the change back"})
+			wrong = append(wrong, problem{File: next.path, Message: f.key + ": cannot change while the gateway runs; restart it, or take the change back"})
 		}
 	}
 	return wrong
@@ -139,7 +139,7 @@ func (g *gateway) use(ctx context.Context, b *built) []problem {
 		}
 	}
 	if err := g.remember(b); err != nil {
-		return undo([]problem{{b.config.path, 0, fmt.Sprintf("state_dir: %v", err)}})
+		return undo([]problem{{File: b.config.path, Message: fmt.Sprintf("state_dir: %v", err)}})
 	}
 	for _, f := range begun {
 		g.list.Join(f.source)
@@ -226,7 +226,7 @@ func (g *gateway) remember(b *built) error {
 func awaitFeeds(ctx context.Context, begun []*feed, c *Config) (wrong []problem) {
 	for _, f := range begun {
 		if !within(ctx, c.Denylist.Lease, func(now time.Time) bool { return f.source.State(now) == denylist.Live }) {
-			wrong = append(wrong, problem{c.path, 0, fmt.Sprintf("denylist.feeds: %q did not come into step within %s: %s",
+			wrong = append(wrong, problem{File: c.path, Message: fmt.Sprintf("denylist.feeds: %q did not come into step within %s: %s",
 				f.config.Name, c.Denylist.Lease, f.source.Status(time.Now()).Error)})
 		}
 	}
@@ -249,12 +249,12 @@ func (g *gateway) readAgain(prev, next *built, feeds map[string]*feed) (wrong []
 		}
 		if f.follower != nil {
 			if !within(context.Background(), next.config.Denylist.Lease, func(time.Time) bool { return !f.follower.Lost() }) {
-				wrong = append(wrong, problem{next.config.path, 0, fmt.Sprintf("denylist.feeds: %q gave no snapshot for the new issuer: %s", name, f.source.Status(time.Now()).Error)})
+				wrong = append(wrong, problem{File: next.config.path, Message: fmt.Sprintf("denylist.feeds: %q gave no snapshot for the new issuer: %s", name, f.source.Status(time.Now()).Error)})
 			}
 			continue
 		}
 		if err := filefeed.Read(f.config.File, g.list, f.source, g.fleet.into(f.source), time.Now()); err != nil {
-			wrong = append(wrong, problem{next.config.path, 0, fmt.Sprintf("denylist.feeds: %q cannot be read for the new issuer: %v", name, err)})
+			wrong = append(wrong, problem{File: next.config.path, Message: fmt.Sprintf("denylist.feeds: %q cannot be read for the new issuer: %v", name, err)})
 		}
 	}
 	return wrong
@@ -275,7 +275,7 @@ func awaitKeys(ctx context.Context, prev, next *built) (wrong []problem) {
 			continue
 		}
 		if !within(ctx, keyPatience, func(now time.Time) bool { return keys.Status(now).Usable }) {
-			wrong = append(wrong, problem{next.config.path, 0, fmt.Sprintf("issuers: %q has no usable keys at its new place: %s", issuer.Name(), keys.Status(now).Error)})
+			wrong = append(wrong, problem{File: next.config.path, Message: fmt.Sprintf("issuers: %q has no usable keys at its new place: %s", issuer.Name(), keys.Status(now).Error)})
 		}
 	}
 	return wrong

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -51,7 +52,14 @@ func (r *resolver) reference(place string, rc *RouteConfig) *proxy.Upstream {
 		return u
 	}
 	if !strings.Contains(ref, ":") {
-		r.problem(place+".upstream", "%q is neither a configured upstream (%s) nor a URL", ref, strings.Join(slices.Sorted(maps.Keys(r.Upstreams)), ", "))
+		names := slices.Sorted(maps.Keys(r.Upstreams))
+		remedy := "write a URL such as http://127.0.0.1:3000"
+		if near := nearest(ref, names); near != "" {
+			remedy = fmt.Sprintf("did you mean %q?", near)
+		} else if names != nil {
+			remedy = "name one of " + strings.Join(names, ", ") + ", or " + remedy
+		}
+		r.problem(place+".upstream", "%q is neither a configured upstream nor a URL; %s", ref, remedy)
 		return nil
 	}
 	u := r.upstream(place+".upstream", ref, proxy.UpstreamConfig{URL: ref})

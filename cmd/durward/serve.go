@@ -209,17 +209,6 @@ func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
 	return b, nil
 }
 
-// problems is a wrong configuration as an error: a line each.
-type problems []problem
-
-func (ps problems) Error() string {
-	lines := make([]string, len(ps))
-	for i, p := range ps {
-		lines[i] = p.Error()
-	}
-	return strings.Join(lines, "\n")
-}
-
 func (g *gateway) world() world {
 	return world{generation: g.generation + 1, prev: g.current.Load(), list: g.list, history: g.history, now: time.Now()}
 }
