@@ -1,7 +1,7 @@
 package decision
 
 import (
-	"strings"
+	"slices"
 	"testing"
 )
 
@@ -44,20 +44,19 @@ func TestOnlyTwoReasonsAllow(t *testing.T) {
 	}
 }
 
-func TestExplain(t *testing.T) {
-	r := Record{Trace: &Trace{}}
-	r.Trace.Add("route", "%q matched %s", "orders", "/api/orders/")
-	r.Refuse(InsufficientScope, "needs orders:write")
-	var b strings.Builder
-	if err := r.Explain(&b); err != nil {
-		t.Fatal(err)
-	}
-	want := "route       \"orders\" matched /api/orders/\nverdict     deny (insufficient_scope): needs orders:write\n"
-	if b.String() != want {
-		t.Errorf("got %q, want %q", b.String(), want)
+func TestTrace(t *testing.T) {
+	trace := &Trace{}
+	trace.Add("request", "GET %s", "/")
+	trace.Pass("route", "%q", "app")
+	trace.Fail("grant", "lacks a scope")
+	want := []Step{{"request", Plain, "GET /"}, {"route", Passed, `"app"`}, {"grant", Failed, "lacks a scope"}}
+	if got := trace.Steps(); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 	var none *Trace
 	none.Add("nobody", "listens")
+	none.Pass("nobody", "listens")
+	none.Fail("nobody", "listens")
 	if none.Steps() != nil {
 		t.Error("a nil trace collected a step")
 	}

@@ -2,10 +2,8 @@ package decision
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
-	"strings"
 	"time"
 )
 
@@ -105,24 +103,6 @@ func (r *Record) LogValue() slog.Value {
 	return slog.GroupValue(as...)
 }
 
-// Explain writes the steps of the decision, then the verdict, for a person.
-func (r *Record) Explain(w io.Writer) error {
-	var b strings.Builder
-	for _, s := range r.Trace.Steps() {
-		fmt.Fprintf(&b, "%-11s %s\n", s.Name, s.Text)
-	}
-	fmt.Fprintf(&b, "%-11s %s (%s)", "verdict", r.Verdict, r.Reason)
-	if r.Detail != "" {
-		fmt.Fprintf(&b, ": %s", r.Detail)
-	}
-	if r.Shadow != Unset {
-		fmt.Fprintf(&b, "; under trial: would be %s (%s)", r.Shadow.Verdict(), r.Shadow)
-	}
-	b.WriteByte('\n')
-	_, err := io.WriteString(w, b.String())
-	return err
-}
-
 // A Trace collects the steps of one decision. A nil Trace collects nothing, so
 // that the walk can speak without asking whether anybody listens; where making
 // the arguments costs something, ask first.
@@ -131,13 +111,31 @@ type Trace struct{ steps []Step }
 // A Step is one comparison that the walk made: the stage, and what was found.
 type Step struct {
 	Name string `json:"step"`
+	Mark Mark   `json:"mark,omitempty"`
 	Text string `json:"found"`
 }
 
-// Add appends a step. It does nothing on a nil Trace.
-func (t *Trace) Add(name, format string, args ...any) {
+// A Mark says how a comparison went.
+type Mark string
+
+const (
+	Plain  Mark = ""   // a fact, nothing was asked of it
+	Passed Mark = "ok" // what was asked for is there
+	Failed Mark = "no" // it is not
+)
+
+// Add appends a fact. It does nothing on a nil Trace.
+func (t *Trace) Add(name, format string, args ...any) { t.add(name, Plain, format, args) }
+
+// Pass appends a comparison that went well. It does nothing on a nil Trace.
+func (t *Trace) Pass(name, format string, args ...any) { t.add(name, Passed, format, args) }
+
+// Fail appends a comparison that did not. It does nothing on a nil Trace.
+func (t *Trace) Fail(name, format string, args ...any) { t.add(name, Failed, format, args) }
+
+func (t *Trace) add(name string, mark Mark, format string, args []any) {
 	if t != nil {
-		t.steps = append(t.steps, Step{name, fmt.Sprintf(format, args...)})
+		t.steps = append(t.steps, Step{name, mark, fmt.Sprintf(format, args...)})
 	}
 }
 

@@ -138,6 +138,51 @@ func (g *grant) judge(c *token.Claims, now time.Time) failure {
 	return f
 }
 
+// missing is what judge found, in the words of who has to mend it.
+func (g *grant) missing(c *token.Claims, now time.Time) string {
+	var parts []string
+	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
+	var scopes []string
+	for _, scope := range g.scopes {
+		if !slices.Contains(c.Scopes, scope) {
+			scopes = append(scopes, scope)
+		}
+	}
+	switch {
+	case scopes == nil:
+	case c.Scopes == nil:
+		add("the scope %s: the token has none", strings.Join(scopes, " "))
+	default:
+		add("the scope %s: the token has %s", strings.Join(scopes, " "), strings.Join(c.Scopes, " "))
+	}
+	if g.acr != nil && !slices.Contains(g.acr, c.ACR) {
+		add("an acr of %s: the token has %q", strings.Join(g.acr, " "), c.ACR)
+	}
+	switch {
+	case g.maxAge <= 0:
+	case c.AuthTime.IsZero():
+		add("a login at most %s ago: the token has no auth_time", g.maxAge)
+	case now.Sub(c.AuthTime) > g.maxAge:
+		add("a login at most %s ago: it was %s ago", g.maxAge, now.Sub(c.AuthTime).Round(time.Second))
+	}
+	for _, rule := range g.claims {
+		if !rule.holds(c) {
+			has := "the token lacks it"
+			if v := c.Value(rule.claim); v != nil {
+				has = fmt.Sprintf("the token has %v", v)
+			}
+			if len(has) > 200 {
+				has = strings.ToValidUTF8(has[:200], "") + "…"
+			}
+			add("the claim %s with one of %v: %s", rule.claim, []any(rule.values), has)
+		}
+	}
+	if g.issuers != nil && !slices.Contains(g.issuers, c.Issuer.Name()) {
+		add("the issuer %s: the token comes from %s", strings.Join(g.issuers, " or "), c.Issuer.Name())
+	}
+	return strings.Join(parts, "; ")
+}
+
 func (r *claimRule) holds(c *token.Claims) bool {
 	claim := c.Value(r.claim)
 	if list, ok := claim.([]any); ok {
@@ -248,7 +293,7 @@ func (rt *Route) judge(method string, c *token.Claims, rec *decision.Record) {
 			rec.Allow(decision.Public)
 			return
 		}
-		rec.Trace.Add("grant", "the route has no allow: any valid token will do")
+		rec.Trace.Pass("grant", "the route has no allow: any valid token will do")
 		rec.Allow(decision.Allowed)
 		return
 	}
@@ -257,7 +302,7 @@ func (rt *Route) judge(method string, c *token.Claims, rec *decision.Record) {
 		g := &rt.grants[i]
 		if !g.speaksOf(method) {
 			if rec.Trace != nil {
-				rec.Trace.Add("grant", "%s (%s) does not speak of %s", g.name, g, method)
+				rec.Trace.Fail("grant", "%s (%s) does not speak of %s", g.name, g, method)
 			}
 			continue
 		}
@@ -284,9 +329,9 @@ func (rt *Route) judge(method string, c *token.Claims, rec *decision.Record) {
 		f := g.judge(c, rec.Time)
 		if rec.Trace != nil {
 			if f == 0 {
-				rec.Trace.Add("grant", "%s (%s) holds", g.name, g)
+				rec.Trace.Pass("grant", "%s (%s) holds", g.name, g)
 			} else {
-				rec.Trace.Add("grant", "%s (%s) lacks %s", g.name, g, f)
+				rec.Trace.Fail("grant", "%s (%s) lacks %s", g.name, g, g.missing(c, rec.Time))
 			}
 		}
 		switch {

@@ -14,6 +14,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -97,8 +98,13 @@ func (rt *Route) CheckMethod(method string) error {
 func (p *Policy) Find(host Host, path Path, trace *decision.Trace) (*Route, error) {
 	t := p.table(host.Name, trace)
 	if t == nil {
-		trace.Add("route", "no route speaks of host %q", host.Name)
+		if trace != nil {
+			trace.Fail("host", "no route speaks of %q; there are routes for %s", host.Name, strings.Join(p.hosts(), ", "))
+		}
 		return nil, nil
+	}
+	if trace != nil {
+		t.explainHost(host.Name, p, trace)
 	}
 	if t.fold {
 		path = path.lower()
@@ -116,11 +122,13 @@ func (p *Policy) Find(host Host, path Path, trace *decision.Trace) (*Route, erro
 		return nil, errors.New("the path leads to another route without the dots and blanks at the end of a name")
 	}
 	if rt == nil {
-		trace.Add("route", "no route of host %q matches %q", t.host, path.decoded)
+		if trace != nil {
+			trace.Fail("route", "no route of host %q matches %q; its patterns are %s", t.host, path.decoded, t.patterns())
+		}
 		return nil, nil
 	}
 	if trace != nil {
-		trace.Add("route", "%q: pattern %s of host %q is the most specific for %q", rt.Name, rt.pattern, t.host, path.decoded)
+		t.explainRoute(rt, path, trace)
 	}
 	if path.encodedSlash && !rt.EncodedSlash {
 		return rt, errors.New("the path contains %2F, which the route does not allow")
@@ -138,6 +146,66 @@ func (p *Policy) table(name string, trace *decision.Trace) *table {
 		}
 	}
 	return p.other
+}
+
+// hosts are those that have a table, "*" last.
+func (p *Policy) hosts() []string {
+	hosts := slices.Sorted(maps.Keys(p.exact))
+	for _, suffix := range slices.Sorted(maps.Keys(p.wildcard)) {
+		hosts = append(hosts, "*."+suffix)
+	}
+	if p.other != nil {
+		hosts = append(hosts, "*")
+	}
+	return hosts
+}
+
+// explainHost says why this table and no other is asked.
+func (t *table) explainHost(name string, p *Policy, trace *decision.Trace) {
+	switch {
+	case t == p.other && len(p.exact)+len(p.wildcard) == 0:
+		trace.Pass("host", "%q: no route asks for a host", name)
+	case t == p.other:
+		trace.Pass("host", `%q is named by no route, so those of "*" are asked`, name)
+	case t.host == name:
+		trace.Pass("host", "%q is named by routes, and only these are asked", name)
+	default:
+		trace.Pass("host", "%q falls under %q, and only the routes of that are asked", name, t.host)
+	}
+}
+
+// explainRoute says which patterns match and why one of them wins.
+func (t *table) explainRoute(rt *Route, path Path, trace *decision.Trace) {
+	var losers []string
+	for _, o := range t.routes {
+		alone := newTable(t.host, t.fold, []*Route{o}, func(*Route, error) {})
+		if o != rt && alone.find(path) != nil {
+			losers = append(losers, fmt.Sprintf("%s of %q", o.pattern, o.Name))
+		}
+	}
+	if losers == nil {
+		trace.Pass("route", "%q: pattern %s of host %q is the only one that matches %q", rt.Name, rt.pattern, t.host, path.decoded)
+		return
+	}
+	trace.Pass("route", "%q: pattern %s of host %q is more specific for %q than %s", rt.Name, rt.pattern, t.host, path.decoded, few(losers))
+}
+
+// patterns are those of the table, for a person.
+func (t *table) patterns() string {
+	var all []string
+	for _, rt := range t.routes {
+		all = append(all, rt.pattern)
+	}
+	return few(all)
+}
+
+// few names the first of many.
+func few(all []string) string {
+	const most = 6
+	if len(all) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(all[:most], ", "), len(all)-most)
+	}
+	return strings.Join(all, ", ")
 }
 
 // Named tells whether the host is one that a route names; with no host named

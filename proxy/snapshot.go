@@ -112,11 +112,11 @@ func (s *Snapshot) Decide(r *http.Request, rec *decision.Record) Passage {
 	rt := p.route
 	switch {
 	case rt.Preflight && isPreflight(r):
-		rec.Trace.Add("preflight", "a CORS preflight passes without credential, body or identity")
+		rec.Trace.Pass("preflight", "a CORS preflight passes without credential, body or identity")
 		p.preflight = true
 		rec.Allow(decision.Public)
 	case rt.Auth == policy.None:
-		rec.Trace.Add("auth", "none: the route asks for no token")
+		rec.Trace.Pass("auth", "none: the route asks for no token")
 		rt.Decide(r.Method, nil, rec)
 	default:
 		if !s.authenticate(r, rec, &p) || !checkCrossSite(r, rec, &p) {
@@ -125,6 +125,7 @@ func (s *Snapshot) Decide(r *http.Request, rec *decision.Record) Passage {
 		rt.Decide(r.Method, p.claims, rec)
 	}
 	if rec.Verdict == decision.Allow && rt.MaxBody > 0 && r.ContentLength > rt.MaxBody {
+		rec.Trace.Fail("body", "%d bytes; max_body is %d", r.ContentLength, rt.MaxBody)
 		rec.Refuse(decision.TooLarge, fmt.Sprintf("a body of %d bytes; the route takes %d", r.ContentLength, rt.MaxBody))
 	}
 	return p
@@ -162,6 +163,9 @@ func (s *Snapshot) enter(r *http.Request, rec *decision.Record) (p Passage, ok b
 	// Until they are judged, what came stands in the record, cut to size.
 	rec.Method, rec.Host = clip(r.Method), clip(r.Host)
 	refuse := func(reason decision.Reason, detail string) (Passage, bool) {
+		if rec.Trace != nil && reason != decision.NoRoute { // which Find explains
+			rec.Trace.Fail("request", "%s", detail)
+		}
 		rec.Refuse(reason, detail)
 		return p, false
 	}
@@ -197,7 +201,7 @@ func (s *Snapshot) enter(r *http.Request, rec *decision.Record) (p Passage, ok b
 	}
 	rec.Path = clip(p.path.Decoded())
 	if rec.Trace != nil {
-		rec.Trace.Add("request", "%s, host %q, path %q, client %s", r.Method, p.host.Name, p.path.Escaped(), p.peer.client)
+		rec.Trace.Pass("request", "%s, host %q, path %q, client %s", r.Method, p.host.Name, p.path.Escaped(), p.peer.client)
 	}
 	for _, own := range ownPaths {
 		if p.path.Under(own) {
@@ -281,22 +285,29 @@ func checkNames(r *http.Request) error {
 // p.claims nil only where the route lets a request without credential go on.
 func (s *Snapshot) authenticate(r *http.Request, rec *decision.Record, p *Passage) bool {
 	rt := p.route
-	cred, problem := s.Routes[rt.Index].Finder.Find(r.Header)
+	finder := s.Routes[rt.Index].Finder
+	cred, problem := finder.Find(r.Header)
 	if problem != nil {
+		if rec.Trace != nil {
+			rec.Trace.Fail("credential", "%s", problem.Detail)
+		}
 		rec.Refuse(problem.Reason, problem.Detail)
 		return false
 	}
 	if cred.Raw == "" {
 		if rt.Auth == policy.Optional {
-			rec.Trace.Add("credential", "none, and the route goes on without")
+			rec.Trace.Pass("credential", "none, and the route goes on without")
 			return true
+		}
+		if rec.Trace != nil {
+			rec.Trace.Fail("credential", "none: looked for %s", places(finder))
 		}
 		rec.Refuse(decision.NoToken, "neither session cookie nor bearer token")
 		return false
 	}
 	p.cred = cred
 	if rec.Trace != nil {
-		rec.Trace.Add("credential", "found in %s", map[bool]string{true: "the session cookie", false: "the Authorization header"}[cred.Cookie])
+		rec.Trace.Pass("credential", "found in %s", map[bool]string{true: "the session cookie", false: "the Authorization header"}[cred.Cookie])
 	}
 	p.claims, problem = s.Tokens.Verify(r.Context(), cred.Raw, rt.Issuers, rec.Time, rec.Trace)
 	if problem != nil {
@@ -310,18 +321,100 @@ func (s *Snapshot) authenticate(r *http.Request, rec *decision.Record, p *Passag
 func (s *Snapshot) checkDenied(rec *decision.Record, c *token.Claims, allowStale bool) bool {
 	rec.Issuer, rec.Subject, rec.Session, rec.TokenID = c.Issuer.Name(), clip(c.Subject), clip(c.Session), clip(c.TokenID)
 	if kind := s.Denied.Check(c, rec.Time); kind != 0 {
+		if rec.Trace != nil {
+			rec.Trace.Fail("denylist", "%s", s.revocation(kind, c))
+			s.explainFeeds(rec, c.Issuer.URL())
+		}
 		rec.Refuse(decision.Revoked, "revoked by "+kind.String())
 		return false
 	}
 	state := s.Denied.State(c.Issuer.URL(), rec.Time)
+	passes := state == denylist.Live || state == denylist.Stale && allowStale
 	if rec.Trace != nil {
-		rec.Trace.Add("denylist", "no rule matches; the list is %s", state)
+		held := s.Denied.Stats().Total
+		switch {
+		case !passes:
+			rec.Trace.Fail("denylist", "none of %d entries matches, but the list is %s and may not know everything", held, state)
+		case state != denylist.Live:
+			rec.Trace.Pass("denylist", "none of %d entries matches; the list is %s, and the route goes on all the same (on_stale: allow)", held, state)
+		default:
+			rec.Trace.Pass("denylist", "none of %d entries matches; the list is %s", held, state)
+		}
+		s.explainFeeds(rec, c.Issuer.URL())
 	}
-	if state == denylist.Live || state == denylist.Stale && allowStale {
+	if passes {
 		return true
 	}
 	rec.Refuse(decision.DenylistStale, fmt.Sprintf("a revocation feed is %s", state))
 	return false
+}
+
+// places says where a credential would have been found.
+func places(f token.Finder) string {
+	var all []string
+	if f.Cookie != "" {
+		all = append(all, fmt.Sprintf("the cookie %q", f.Cookie))
+	}
+	if f.Bearer {
+		all = append(all, "Authorization: Bearer")
+	}
+	if all == nil {
+		return "nothing: cookie and bearer are both off here"
+	}
+	return strings.Join(all, " and ")
+}
+
+// revocation is the rule that refuses the token, for an operator.
+func (s *Snapshot) revocation(kind token.Kind, c *token.Claims) string {
+	value := map[token.Kind]string{token.KindToken: c.TokenID, token.KindSession: c.Session, token.KindSubject: c.Subject, token.KindClient: c.Client}[kind]
+	text := fmt.Sprintf("revoked by %s %q", kind, clip(value))
+	if kind == token.KindIssuer {
+		text = fmt.Sprintf("revoked with all tokens of issuer %q", c.Issuer.Name())
+	}
+	entry, ok := s.Denied.Lookup(kind, c.Issuer.URL(), value)
+	switch {
+	case !ok:
+	case entry.Before.IsZero():
+		text += ", whenever issued"
+	default:
+		text += fmt.Sprintf(", for what was issued at or before %s; this one was at %s", entry.Before.Format(time.RFC3339), c.IssuedAt.UTC().Format(time.RFC3339))
+	}
+	if ok {
+		text += "; remembered until " + entry.Until.Format(time.RFC3339)
+	}
+	return text
+}
+
+// explainFeeds says who vouches for the denylist, and how freshly.
+func (s *Snapshot) explainFeeds(rec *decision.Record, issuer string) {
+	const most = 8
+	sources := s.Denied.Sources()
+	if len(sources) == 0 {
+		rec.Trace.Add("feed", "none is configured: only what is revoked through this gateway is known")
+	}
+	for i, source := range sources {
+		if i == most {
+			rec.Trace.Add("feed", "and %d more", len(sources)-most)
+			return
+		}
+		st := source.Status(rec.Time)
+		heard := "never heard from"
+		if st.Age >= 0 {
+			heard = fmt.Sprintf("heard from %s ago", st.Age.Round(time.Millisecond))
+		}
+		text := fmt.Sprintf("%q is %s, %s, brought %d revocations", st.Name, st.State, heard, st.Applied)
+		if slices.Contains(st.Marked, issuer) {
+			text += "; it cannot vouch for this issuer"
+		}
+		if st.Error != "" {
+			text += "; " + clip(strings.ReplaceAll(st.Error, "\n", "; "))
+		}
+		if st.State == denylist.Live && !slices.Contains(st.Marked, issuer) {
+			rec.Trace.Pass("feed", "%s", text)
+		} else {
+			rec.Trace.Fail("feed", "%s", text)
+		}
+	}
 }
 
 // checkCrossSite is step 6: a request that the browser of a signed-in user was
@@ -331,10 +424,13 @@ func checkCrossSite(r *http.Request, rec *decision.Record, p *Passage) bool {
 		return true
 	}
 	if err := crossSite(r, p.host, p.route.CrossSite, p.route.TrustedOrigins); err != nil {
+		if rec.Trace != nil {
+			rec.Trace.Fail("cross-site", "%v; Origin %q, Sec-Fetch-Site %q, host %q", err, clip(r.Header.Get("Origin")), clip(r.Header.Get("Sec-Fetch-Site")), p.host)
+		}
 		rec.Refuse(decision.CrossSite, err.Error())
 		return false
 	}
-	rec.Trace.Add("cross-site", "the request comes from the same site, or is safe")
+	rec.Trace.Pass("cross-site", "the request comes from the same site, or is safe")
 	return true
 }
 

@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,6 +18,7 @@ import (
 type explanation struct {
 	Verdict, Reason, Shadow, Detail, Route, Grant string
 	Status                                        int
+	Asked                                         string
 	Steps                                         []struct{ Step, Found string }
 }
 
@@ -70,7 +74,54 @@ func (w *reasonWorld) explained(t *testing.T, row reasonRow) {
 	}
 	check("durward explain", out)
 	w.silent(t, "durward explain, on stderr", errOut, row)
+	if want.Verdict() != decision.Allow {
+		w.understood(t, row, append(args[:3:3], slices.DeleteFunc(slices.Clone(args[3:]), func(a string) bool { return a == "-json" })...), url)
+	}
 }
+
+// screen is how many lines a person sees at once.
+const screen = 40
+
+// understood asks both kinds of explain once for each reason to refuse, in words:
+// the cause is on one screen, and both tell the same steps.
+func (w *reasonWorld) understood(t *testing.T, row reasonRow, args []string, url string) {
+	t.Helper()
+	if w.told[row.reason] {
+		return
+	}
+	w.told[row.reason] = true
+	var kinds [2][]string
+	for i, admin := range []string{"", "-admin=" + strings.TrimPrefix(row.on.admin, "http://")} {
+		all := append(slices.Clone(args), row.fault.method, url)
+		if admin != "" {
+			all = slices.Insert(all, 1, admin)
+		}
+		exit, out, errOut := durward(t, all...)
+		lines := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
+		verdict := fmt.Sprintf("verdict     ✗ %s (%s): ", row.reason.Verdict(), row.reason)
+		if exit != 0 || len(lines) > screen || strings.Count(out, "\n"+verdict)+strings.Count(out[:min(len(out), len(verdict))], verdict) != 1 || !strings.Contains(out, "\nwhat to do  · ") {
+			t.Errorf("explain %s: exit status %d, %d lines of at most %d: %s%s", admin, exit, len(lines), screen, out, errOut)
+		}
+		if !strings.Contains(out, "✗ ") || strings.Contains(out, "\x1b") {
+			t.Errorf("explain %s: no step failed, or there are colours where no terminal is: %s", admin, out)
+		}
+		w.silent(t, "explain "+admin, out+errOut, row)
+		for _, line := range lines {
+			// Ages, and what each kind knows of its own.
+			if name, _, _ := strings.Cut(line, " "); name != "asked" && name != "feed" && name != "times" && name != "keys" && name != "denylist" && row.reason != decision.KeysUnavailable && row.reason != decision.DenylistStale {
+				kinds[i] = append(kinds[i], ages.ReplaceAllString(line, "some time"))
+			} else {
+				kinds[i] = append(kinds[i], name)
+			}
+		}
+	}
+	if !slices.Equal(kinds[0], kinds[1]) {
+		t.Errorf("%s: the file says\n%s\nand the gateway says\n%s", row.reason, strings.Join(kinds[0], "\n"), strings.Join(kinds[1], "\n"))
+	}
+}
+
+// ages are what differs between two questions about one request.
+var ages = regexp.MustCompile(`\b(?:\d+h)?(?:\d+m)?[\d.]+(?:ms|µs|s)\b`)
 
 // silent makes sure that no piece of a token comes out.
 func (w *reasonWorld) silent(t *testing.T, who, text string, row reasonRow) {
@@ -191,17 +242,24 @@ func TestExplainForPeople(t *testing.T) {
 	}
 	at := 0
 	for _, step := range []string{
-		`request     GET, host "app.test", path "/x"`,
-		`route       "app": pattern / of host "app.test"`,
-		"credential  found in the Authorization header",
-		`token       typ "at+jwt" is accepted; iss "` + idp.URL + `" is issuer "corp"`,
-		`token       sub "alice"`,
-		"token       issued ",
-		`keys        kid "k1" is a key of "corp"`,
-		"signature   ES256 verifies",
-		"denylist    no rule matches; the list is live",
-		"grant       the route has no allow: any valid token will do",
-		"verdict     allow (allowed)\n",
+		`request     ✓ GET, host "app.test", path "/x"`,
+		`host        ✓ "app.test" is named by routes, and only these are asked`,
+		`route       ✓ "app": pattern / of host "app.test" is the only one that matches "/x"`,
+		"credential  ✓ found in the Authorization header",
+		"form        ✓ ",
+		`type        ✓ typ "at+jwt" is among ["at+jwt" "JWT"]`,
+		`issuer      ✓ iss "` + idp.URL + `" is issuer "corp"`,
+		`audience    ✓ aud ["app"] has one of ["app"]`,
+		`claims      ✓ sub "alice"`,
+		"times       ✓ issued ",
+		`algorithm   ✓ ES256 is among ["RS256" "ES256" "EdDSA"]`,
+		`keys        ✓ kid "k1" is a key of "corp"`,
+		"signature   ✓ ES256 verifies",
+		"denylist    ✓ none of 0 entries matches; the list is live",
+		"feed        · none is configured",
+		"grant       ✓ the route has no allow: any valid token will do",
+		"verdict     ✓ allow (allowed)\n",
+		"asked       · " + config + ", with the keys and revocations that were found now\n",
 	} {
 		i := strings.Index(out[at:], step)
 		if i < 0 {
@@ -215,15 +273,37 @@ func TestExplainForPeople(t *testing.T) {
 		}
 	}
 	exit, out, errOut = durward(t, "explain", "-config", config, "GET", "https://app.test/x")
-	if exit != 0 || !strings.HasSuffix(out, "verdict     challenge (no_token): neither session cookie nor bearer token\n") {
+	if exit != 0 || !strings.Contains(out, "\nverdict     ✗ challenge (no_token): neither session cookie nor bearer token\n") {
 		t.Errorf("without token: exit status %d: %s%s", exit, out, errOut)
 	}
 	idp.down.Store(true)
 	exit, out, errOut = durward(t, "explain", "-config", config, "-token-file", tokenFile, "GET", "https://app.test/x")
-	if exit != 0 || !strings.Contains(errOut, `issuer "corp": `) || !strings.Contains(out, "verdict     deny (keys_unavailable)") {
+	if exit != 0 || !strings.Contains(errOut, `issuer "corp": `) || !strings.Contains(out, "verdict     ✗ deny (keys_unavailable)") {
 		t.Errorf("without keys: exit status %d: %s%s", exit, out, errOut)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "durward-state")); err == nil {
 		t.Error("explain made a state directory")
+	}
+}
+
+// TestExplainColours: on a terminal there are colours, unless NO_COLOR asks for none.
+func TestExplainColours(t *testing.T) {
+	t.Parallel()
+	script := need(t, "script", "apt-get install bsdutils")
+	idp, other, app := newIssuer(t), newIssuer(t), newUpstream(t)
+	config := filepath.Join(t.TempDir(), "durward.yaml")
+	if err := os.WriteFile(config, []byte(fmt.Sprintf(explainedConfig, idp.URL, other.URL, app.URL)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		env  string
+		want bool
+	}{{"TERM=xterm", true}, {"NO_COLOR=1", false}, {"NO_COLOR=", true}, {"TERM=dumb", false}} {
+		cmd := exec.Command(script, "-qec", fmt.Sprintf("%s explain -config %s -claims '{}' GET https://app.test/x", binary, config), "/dev/null")
+		cmd.Env = append(slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "NO_COLOR=") || strings.HasPrefix(e, "TERM=") }), c.env)
+		out, err := cmd.Output()
+		if err != nil || !strings.Contains(string(out), "verdict") || strings.Contains(string(out), "\x1b[32m✓\x1b[0m") != c.want {
+			t.Errorf("%s: colours %v wanted: %q (%v)", c.env, c.want, out, err)
+		}
 	}
 }

@@ -133,6 +133,9 @@ func TestEveryReason(t *testing.T) {
 			t.Errorf("%s: in the table %v, elsewhere %v", reason, seen[reason], elsewhere)
 		}
 	}
+	if len(w.told) < 20 {
+		t.Errorf("explain was asked in words about %d reasons to refuse", len(w.told))
+	}
 	for _, g := range []*gateway{w.main, w.stale, w.broken} {
 		text := g.log.String()
 		for _, secret := range w.secrets {
@@ -329,11 +332,12 @@ type reasonWorld struct {
 	arrived          chan struct{} // something reached it while it stalls
 	socket           string        // of an upstream that ends
 	endUpstream      func()
-	secrets          []string // that no log may contain
+	secrets          []string                 // that no log may contain
+	told             map[decision.Reason]bool // what explain was asked about in words
 }
 
 func newReasonWorld(t *testing.T) *reasonWorld {
-	w := &reasonWorld{t: t, idp: newIssuer(t), other: newIssuer(t), dark: newIssuer(t), arrived: make(chan struct{}, 16)}
+	w := &reasonWorld{t: t, idp: newIssuer(t), other: newIssuer(t), dark: newIssuer(t), arrived: make(chan struct{}, 16), told: map[decision.Reason]bool{}}
 	var err error
 	if w.p384, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader); err != nil {
 		t.Fatal(err)

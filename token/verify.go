@@ -79,7 +79,7 @@ func (v *Verifier) Issuers() []*Issuer { return slices.Clone(v.issuers) }
 // is the caller's next question, after a cached answer as after a fresh one.
 func (v *Verifier) Verify(ctx context.Context, raw string, accept []string, now time.Time, trace *decision.Trace) (*Claims, *Error) {
 	if len(raw) > v.maxBytes {
-		return nil, &Error{decision.TokenMalformed, fmt.Sprintf("the token has %d bytes, more than %d", len(raw), v.maxBytes)}
+		return refuse(trace, &Error{decision.TokenMalformed, fmt.Sprintf("the token has %d bytes, more than %d", len(raw), v.maxBytes)})
 	}
 	// Hashed in place: a copy would be the only allocation of a cached answer.
 	digest := sha256.Sum256(unsafe.Slice(unsafe.StringData(raw), len(raw)))
@@ -96,29 +96,32 @@ func (v *Verifier) Verify(ctx context.Context, raw string, accept []string, now 
 
 	t, err := parse(raw)
 	if err != nil {
-		return nil, &Error{decision.TokenMalformed, err.Error()}
-	}
-	issuer, refused := v.check(t, accept)
-	if refused != nil {
-		return nil, refused
+		return refuse(trace, &Error{decision.TokenMalformed, err.Error()})
 	}
 	if trace != nil {
-		trace.Add("token", "typ %q is accepted; iss %q is issuer %q; aud %v", clip(t.typ), issuer.URL(), issuer.Name(), t.payload["aud"])
+		trace.Pass("form", "%d bytes of at most %d, one spelling; alg %q, typ %q, kid %q", len(raw), v.maxBytes, clip(t.alg), clip(t.typ), clip(t.kid))
+	}
+	issuer, refused := v.check(t, accept, trace)
+	if refused != nil {
+		return refuse(trace, refused)
 	}
 	c, refused := issuer.read(t.payload, t.signed)
 	if refused != nil {
-		return nil, refused
+		return refuse(trace, refused)
 	}
 	if trace != nil {
-		trace.Add("token", "sub %q, jti %q, sid %q, client %q, scopes %q", c.Subject, c.TokenID, c.Session, c.Client, c.Scopes)
-		trace.Add("token", "issued %v, expires %v", relative(c.IssuedAt, now), relative(c.Expiry, now))
+		trace.Pass("claims", "sub %q, jti %q, sid %q, client %q, scopes %q", clip(c.Subject), clip(c.TokenID), clip(c.Session), clip(c.Client), clip(strings.Join(c.Scopes, " ")))
 	}
 	if refused := issuer.checkTimes(c, now); refused != nil {
-		return nil, refused
+		return refuse(trace, refused)
+	}
+	if trace != nil {
+		life, leeway := issuer.limits(c.IssuedAt)
+		trace.Pass("times", "issued %v, expires %v, leeway %v; it lives for %v of at most %v", relative(c.IssuedAt, now), relative(c.Expiry, now), leeway, c.Expiry.Sub(c.IssuedAt), life)
 	}
 	if trace != nil { // a question about a token is no use of it
 		if _, refused := v.authenticate(ctx, t, issuer, now, trace); refused != nil {
-			return nil, refused
+			return refuse(trace, refused)
 		}
 		return c, nil
 	}
@@ -156,6 +159,37 @@ func (v *Verifier) first(ctx context.Context, digest *[sha256.Size]byte, t *pars
 	}
 }
 
+// refuse tells the trace which comparison failed.
+func refuse(trace *decision.Trace, e *Error) (*Claims, *Error) {
+	if trace != nil {
+		trace.Fail(stage(e.Reason), "%s", e.Detail)
+	}
+	return nil, e
+}
+
+// stage is the comparison that a refusal comes from, as a trace calls it.
+func stage(reason decision.Reason) string {
+	switch reason {
+	case decision.TokenMalformed:
+		return "form"
+	case decision.TokenType:
+		return "type"
+	case decision.TokenIssuer:
+		return "issuer"
+	case decision.TokenAudience:
+		return "audience"
+	case decision.TokenExpired, decision.TokenNotYetValid, decision.TokenLifetime:
+		return "times"
+	case decision.TokenAlgorithm:
+		return "algorithm"
+	case decision.KeysUnavailable:
+		return "keys"
+	case decision.TokenSignature, decision.Overloaded:
+		return "signature"
+	}
+	return "claims"
+}
+
 // recall is what the cache knows of the token, if the same keys would verify it
 // again: its issuer is still one of ours as it was, with the same key set.
 func (v *Verifier) recall(digest *[sha256.Size]byte, now time.Time) *Claims {
@@ -186,7 +220,7 @@ func accepted(i *Issuer, accept []string) *Error {
 }
 
 // check compares typ, iss and aud.
-func (v *Verifier) check(t *parsed, accept []string) (*Issuer, *Error) {
+func (v *Verifier) check(t *parsed, accept []string, trace *decision.Trace) (*Issuer, *Error) {
 	iss, isString := t.payload["iss"].(string)
 	issuer := v.byURL[iss]
 	typ := typeName(t.typ)
@@ -199,8 +233,14 @@ func (v *Verifier) check(t *parsed, accept []string) (*Issuer, *Error) {
 	case issuer == nil:
 		return nil, &Error{decision.TokenIssuer, fmt.Sprintf("iss %q is no configured issuer", clip(iss))}
 	}
+	if trace != nil {
+		trace.Pass("type", "typ %q is among %q", clip(t.typ), issuer.cfg.TokenTypes)
+	}
 	if err := accepted(issuer, accept); err != nil {
 		return nil, err
+	}
+	if trace != nil {
+		trace.Pass("issuer", "iss %q is issuer %q", iss, issuer.Name())
 	}
 	audience, err := textOrList(t.payload["aud"])
 	if err != nil {
@@ -208,6 +248,9 @@ func (v *Verifier) check(t *parsed, accept []string) (*Issuer, *Error) {
 	}
 	if !slices.ContainsFunc(audience, func(a string) bool { return slices.Contains(issuer.cfg.Audiences, a) }) {
 		return nil, &Error{decision.TokenAudience, fmt.Sprintf("aud %s has none of %q", clip(fmt.Sprintf("%q", audience)), issuer.cfg.Audiences)}
+	}
+	if trace != nil {
+		trace.Pass("audience", "aud %s has one of %q", clip(fmt.Sprintf("%q", audience)), issuer.cfg.Audiences)
 	}
 	return issuer, nil
 }
@@ -247,18 +290,21 @@ func (v *Verifier) authenticate(ctx context.Context, t *parsed, issuer *Issuer, 
 	if !slices.Contains(issuer.cfg.Algorithms, t.alg) {
 		return nil, &Error{decision.TokenAlgorithm, fmt.Sprintf("alg %q is not among %q", clip(t.alg), issuer.cfg.Algorithms)}
 	}
+	if trace != nil {
+		trace.Pass("algorithm", "%s is among %q", t.alg, issuer.cfg.Algorithms)
+	}
 	key, keys, refused := issuer.keys.key(ctx, t, now)
 	if refused != nil {
 		return nil, refused
 	}
 	if trace != nil {
-		trace.Add("keys", "kid %q is a key of %q, %s, refreshed %v ago", clip(key.kid), issuer.Name(), key.describe(), keys.age(now).Round(time.Second))
+		trace.Pass("keys", "kid %q is a key of %q, %s, refreshed %v ago", clip(key.kid), issuer.Name(), key.describe(), keys.age(now).Round(time.Second))
 	}
 	if refused := v.checkSignature(ctx, t, key); refused != nil {
 		return nil, refused
 	}
 	if trace != nil {
-		trace.Add("signature", "%s verifies", t.alg)
+		trace.Pass("signature", "%s verifies", t.alg)
 	}
 	return keys, nil
 }

@@ -18,10 +18,8 @@ import (
 	"strings"
 	"time"
 
-	"durward/decision"
 	"durward/denylist"
 	"durward/policy"
-	"durward/proxy"
 	"durward/token"
 )
 
@@ -538,113 +536,4 @@ func (g *gateway) serveRevocationsCheck(w http.ResponseWriter, r *http.Request) 
 		}
 	}
 	writeJSON(w, http.StatusOK, answer)
-}
-
-// An explainQuestion is the body of POST /explain: a request, as it would come,
-// or claims that its token is supposed to have.
-type explainQuestion struct {
-	Method  string              `json:"method"`
-	URL     string              `json:"url"`
-	Headers map[string][]string `json:"headers"`
-	Claims  map[string]any      `json:"claims"`
-	Issuer  string              `json:"issuer"`
-}
-
-// UnmarshalJSON lets a header have one value without a list around it.
-func (q *explainQuestion) UnmarshalJSON(text []byte) error {
-	type plain explainQuestion
-	raw := struct {
-		*plain
-		Headers map[string]any `json:"headers"`
-	}{plain: (*plain)(q)}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&raw); err != nil {
-		return err
-	}
-	q.Headers = map[string][]string{}
-	for name, v := range raw.Headers {
-		list, ok := v.([]any)
-		if !ok {
-			list = []any{v}
-		}
-		for _, e := range list {
-			s, ok := e.(string)
-			if !ok {
-				return fmt.Errorf("header %q: a value is not a string", name)
-			}
-			q.Headers[name] = append(q.Headers[name], s)
-		}
-	}
-	return nil
-}
-
-// serveExplain decides about a request with the live keys and denylist, and sends
-// nothing on.
-func (g *gateway) serveExplain(w http.ResponseWriter, r *http.Request) {
-	var q explainQuestion
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&q); err != nil {
-		adminError(w, http.StatusBadRequest, fmt.Sprintf("%v; send method, url, and headers or claims", err))
-		return
-	}
-	b := g.current.Load()
-	rec, err := b.explain(r.Context(), q)
-	if err != nil {
-		adminError(w, http.StatusBadRequest, err.Error())
-		return
-	}
-	writeJSON(w, http.StatusOK, newExplanation(rec))
-}
-
-// explain asks the snapshot about a hypothetical request.
-func (b *built) explain(ctx context.Context, q explainQuestion) (*decision.Record, error) {
-	header := http.Header{}
-	for name, values := range q.Headers {
-		for _, v := range values {
-			header.Add(name, v)
-		}
-	}
-	r, err := proxy.Hypothetical(q.Method, q.URL, header)
-	if err != nil {
-		return nil, err
-	}
-	rec := &decision.Record{Time: time.Now(), Generation: b.snapshot.Generation, Trace: &decision.Trace{}}
-	if q.Claims == nil {
-		b.snapshot.Decide(r.WithContext(ctx), rec)
-		return rec, nil
-	}
-	at := 0
-	if q.Issuer != "" {
-		at = slices.IndexFunc(b.issuers, func(i *token.Issuer) bool { return i.Name() == q.Issuer || i.URL() == q.Issuer })
-	}
-	if at < 0 {
-		return nil, fmt.Errorf("%q is neither the name nor the URL of a configured issuer", q.Issuer)
-	}
-	issuer := b.issuers[at]
-	claims, err := issuer.Suppose(q.Claims, rec.Time)
-	if err != nil {
-		return nil, err
-	}
-	b.snapshot.Suppose(r.WithContext(ctx), claims, rec)
-	return rec, nil
-}
-
-// An explanation is a decision as JSON.
-type explanation struct {
-	Verdict string          `json:"verdict"`
-	Reason  decision.Reason `json:"reason"`
-	Shadow  decision.Reason `json:"shadow,omitempty"`
-	Status  int             `json:"status,omitempty"` // of the refusal
-	Detail  string          `json:"detail,omitempty"`
-	Route   string          `json:"route,omitempty"`
-	Grant   string          `json:"grant,omitempty"`
-	Steps   []decision.Step `json:"steps"`
-}
-
-func newExplanation(rec *decision.Record) explanation {
-	status := rec.Status
-	if status == 0 {
-		status = rec.Reason.Status()
-	}
-	return explanation{rec.Verdict.String(), rec.Reason, rec.Shadow, status, rec.Detail, rec.Route, rec.Grant, rec.Trace.Steps()}
 }

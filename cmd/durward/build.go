@@ -120,6 +120,9 @@ func (b *builder) build() {
 	b.tests(s)
 }
 
+// defaultAdmin is where the operators' interface listens if nothing is said.
+const defaultAdmin = "127.0.0.1:9901"
+
 func (b *builder) listeners() {
 	if len(b.Listen) == 0 {
 		b.problem("listen", "is missing; write the address to serve, such as 127.0.0.1:8080")
@@ -128,7 +131,7 @@ func (b *builder) listeners() {
 		checkAddress(address, true, func(format string, args ...any) { b.problem(fmt.Sprintf("listen[%d]", i), format, args...) })
 	}
 	if b.Admin == "" {
-		b.Admin = "127.0.0.1:9901"
+		b.Admin = defaultAdmin
 	}
 	checkAddress(b.Admin, false, func(format string, args ...any) { b.problem("admin", format, args...) })
 	if b.Health != "" {

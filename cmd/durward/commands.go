@@ -12,15 +12,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"durward/denylist"
 	"durward/denylist/filefeed"
-	"durward/proxy"
 )
 
 // load builds the configuration as serve would, but for a single question: it
@@ -44,79 +41,6 @@ func load(path string) (*built, []problem) {
 		list.SetIssuers(b.limits)
 	}
 	return b, wrong
-}
-
-// headerFlags collects -header flags.
-type headerFlags map[string][]string
-
-func (h headerFlags) String() string { return "" }
-
-func (h headerFlags) Set(s string) error {
-	name, value, ok := strings.Cut(s, ":")
-	if !ok {
-		return errors.New("write 'Name: value'")
-	}
-	name = http.CanonicalHeaderKey(strings.TrimSpace(name))
-	h[name] = append(h[name], strings.TrimSpace(value))
-	return nil
-}
-
-func (c *command) explain(ctx context.Context) error {
-	path := c.config()
-	tokenFile := c.flags.String("token-file", "", "a `file` with the token, sent as bearer token")
-	claims := c.flags.String("claims", "", "suppose a verified token with these claims, a `JSON` object")
-	issuer := c.flags.String("iss", "", "name or URL of the `issuer` of -claims; default: the first")
-	asJSON := c.flags.Bool("json", false, "print JSON")
-	headers := headerFlags{}
-	c.flags.Var(headers, "header", "a header `field` of the request, 'Name: value'; may be repeated")
-	if err := c.parse(2, "METHOD URL"); err != nil {
-		return err
-	}
-	q := explainQuestion{Method: c.flags.Arg(0), URL: c.flags.Arg(1), Headers: headers, Issuer: *issuer}
-	if _, err := proxy.Hypothetical(q.Method, q.URL, nil); err != nil {
-		return usageError{err} // before any key is fetched
-	}
-	if *tokenFile != "" && *claims != "" {
-		return usageError{errors.New("-token-file brings a token and -claims supposes one; give one of them")}
-	}
-	if *tokenFile != "" {
-		raw, err := os.ReadFile(*tokenFile)
-		if err != nil {
-			return err
-		}
-		headers["Authorization"] = append(headers["Authorization"], "Bearer "+strings.TrimSpace(string(raw)))
-	}
-	if *claims != "" {
-		d := json.NewDecoder(strings.NewReader(*claims))
-		d.UseNumber()
-		err := d.Decode(&q.Claims)
-		if err == nil && (q.Claims == nil || d.More()) {
-			err = errors.New(`write one, such as {"sub":"alice"}`)
-		}
-		if err != nil {
-			return usageError{fmt.Errorf("-claims is not a JSON object: %w", err)}
-		}
-	}
-	b, wrong := load(*path)
-	if wrong != nil {
-		return problems(wrong)
-	}
-	defer b.cache.Close()
-	if q.Claims == nil {
-		c.catchUp(ctx, b)
-	}
-	rec, err := b.explain(ctx, q)
-	if err != nil {
-		return usageError{err}
-	}
-	if *asJSON {
-		encoder := json.NewEncoder(c.stdout)
-		encoder.SetIndent("", "  ")
-		err = encoder.Encode(newExplanation(rec))
-	} else {
-		err = rec.Explain(c.stdout)
-	}
-	return err
 }
 
 // catchUp fetches keys and reads revocations once, as a running gateway would
@@ -271,50 +195,13 @@ func parseTime(s string) (json.Number, error) {
 
 // post hands the line to the running gateway.
 func (c *command) post(ctx context.Context, config *Config, line map[string]any, question string) error {
-	if config.StateDir == "" {
-		config.StateDir = defaultStateDir(config.dir)
-	}
-	if config.AdminTokenFile == "" && config.StateDir != "" {
-		config.AdminTokenFile = config.StateDir + "/admin.token"
-	}
-	secret, err := adminToken(config.AdminTokenFile, false)
-	if err != nil {
-		return err
-	}
-	address := config.Admin
-	if address == "" {
-		address = "127.0.0.1:9901"
-	}
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return fmt.Errorf("admin: %w", err)
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
 	body, err := json.Marshal(line)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, waitMost+10*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+net.JoinHostPort(host, port)+"/revocations"+question, bytes.NewReader(body))
+	answer, err := askGateway(ctx, config, "", "/revocations"+question, body)
 	if err != nil {
 		return err
-	}
-	req.Header.Set("Authorization", "Bearer "+secret)
-	client := http.Client{Transport: &http.Transport{Proxy: nil}} // the token is for the gateway alone
-	res, err := client.Do(req)
-	if err != nil {
-		return fmt.Errorf("is the gateway running? %w", err)
-	}
-	defer res.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
-	if err != nil {
-		return err
-	}
-	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusAccepted {
-		return fmt.Errorf("the gateway answered %s: %s", res.Status, bytes.TrimSpace(answer))
 	}
 	var said struct {
 		Lines    []lineResult
@@ -356,4 +243,62 @@ func (c *command) post(ctx context.Context, config *Config, line map[string]any,
 		return fmt.Errorf("%d of %d gateways have confirmed", e.Confirmed, e.Gateways)
 	}
 	return nil
+}
+
+// adminAddress is where the running gateway's operators' interface is reached from
+// this machine.
+func adminAddress(address string) (string, error) {
+	if address == "" {
+		address = defaultAdmin
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", fmt.Errorf("admin: %w", err)
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// askGateway posts to the operators' interface of the running gateway, at the
+// configured address or another, and returns what it answers with 200.
+func askGateway(ctx context.Context, config *Config, address, path string, body []byte) ([]byte, error) {
+	if config.StateDir == "" {
+		config.StateDir = defaultStateDir(config.dir)
+	}
+	if config.AdminTokenFile == "" && config.StateDir != "" {
+		config.AdminTokenFile = filepath.Join(config.StateDir, "admin.token")
+	}
+	secret, err := adminToken(config.AdminTokenFile, false)
+	if err != nil {
+		return nil, err
+	}
+	if address == "" {
+		address = config.Admin
+	}
+	if address, err = adminAddress(address); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, waitMost+10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+address+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+secret)
+	client := http.Client{Transport: &http.Transport{Proxy: nil}} // the token is for the gateway alone
+	res, err := client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("is the gateway running? %w", err)
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(res.Body, 4<<20))
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusAccepted {
+		return nil, fmt.Errorf("the gateway answered %s: %s", res.Status, bytes.TrimSpace(answer))
+	}
+	return answer, nil
 }

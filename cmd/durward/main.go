@@ -21,7 +21,7 @@ var version = "devel"
 const usage = `Usage:
   durward serve   [-config durward.yaml]
   durward check   [-config durward.yaml]
-  durward explain [-config durward.yaml] [-token-file FILE | -claims JSON] [-header 'Name: value']... METHOD URL
+  durward explain [-config durward.yaml] [-admin] [-token-file FILE | -claims JSON] [-header 'Name: value']... METHOD URL
   durward revoke  [-config durward.yaml] [-iss ISSUER] (-jti ID | -sid ID | -sub NAME | -client ID | -all) [-before TIME] [-exp TIME] [-wait [-timeout 2s]]
   durward feed init [-config durward.yaml] [-replicas 1] [-max-age 72h] [-max-bytes 1073741824]
   durward demo    [-listen 127.0.0.1:8080] [-keep DIR]
@@ -29,7 +29,7 @@ const usage = `Usage:
 
 serve    runs the gateway
 check    loads the configuration, runs its tests and prints every problem with its line
-explain  prints the decision about a request, step by step, with the keys and revocations of now
+explain  prints the decision about a request, step by step; -admin asks the running gateway
 revoke   ends a token, a session, or all of a subject, client or issuer, through the running gateway
 feed     init makes what the configured NATS and Redis feeds need on their servers, and checks it
 demo     runs an issuer, an application and the gateway between them, on loopback
