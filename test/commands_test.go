@@ -113,6 +113,12 @@ routes: [{name: app, upstream: "http://127.0.0.1:3000", issuers: [corp]}]
 		{"-h", 0, "Usage:"},
 		{"explian", 2, `durward: unknown command "explian"`},
 		{"version", 0, "durward "},
+		{"--version", 0, "durward "},
+		{"check -" + c, 0, path + ": good: 2 issuers"},
+		{"health " + c, 1, "durward health: is the gateway running? "},
+		{"health -address 127.0.0.1:1", 1, "durward health: is the gateway running? "},
+		{"health -address nowhere", 1, "durward health: admin: address nowhere: missing port in address"},
+		{"help exit-codes", 0, "0   done."},
 		{"version 1", 2, "durward version: takes 0 arguments after its flags (none), not 1"},
 		{"check " + c, 0, path + ": good: 2 issuers, 1 routes, 0 tests passed"},
 		{"check -h", 0, "Usage:"},
@@ -156,6 +162,54 @@ routes: [{name: app, upstream: "http://127.0.0.1:3000", issuers: [corp]}]
 		if status == 2 && out != "" {
 			t.Errorf("durward %s: a wrong command line left something on stdout: %s", l.args, out)
 		}
+	}
+}
+
+// TestHealth asks a gateway that is alive and not ready, then ready, then gone, the
+// configuration named by DURWARD_CONFIG.
+func TestHealth(t *testing.T) {
+	t.Parallel()
+	idp, app := newIssuer(t), newUpstream(t)
+	idp.down.Store(true)
+	config := fmt.Sprintf("listen: 127.0.0.1:0\nadmin: %s\n%%sissuers: [{name: corp, issuer: %q, audiences: [app]}]\nroutes: [{name: app, upstream: %q}]\n", freeAddress(t), idp.URL, app.URL)
+	g := startGateway(t, fmt.Sprintf(config, ""))
+	ask := func(args ...string) (status int, text string) {
+		t.Helper()
+		cmd := exec.Command(binary, append([]string{"health"}, args...)...)
+		cmd.Env = append(os.Environ(), "DURWARD_CONFIG="+g.config)
+		out, err := cmd.CombinedOutput()
+		if err != nil && cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		return cmd.ProcessState.ExitCode(), string(out)
+	}
+	if status, text := ask(); status != 0 || text != "ok\n" {
+		t.Errorf("alive: exit status %d: %s", status, text)
+	}
+	if status, text := ask("-ready"); status != 1 || !strings.Contains(text, "answered 503 Service Unavailable: ") {
+		t.Errorf("not ready: exit status %d: %s", status, text)
+	}
+	idp.down.Store(false)
+	g.waitReady()
+	if status, text := ask("-ready"); status != 0 || !strings.Contains(text, `"status": "ready"`) {
+		t.Errorf("ready: exit status %d: %s", status, text)
+	}
+	g.stop()
+	if status, text := ask(); status != 1 || !strings.Contains(text, "is the gateway running?") {
+		t.Errorf("gone: exit status %d: %s", status, text)
+	}
+	// The health address goes before the admin address.
+	g.write(fmt.Sprintf(config, "health: "+freeAddress(t)+"\n"))
+	g.start()
+	text, err := os.ReadFile(g.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(g.config, []byte(regexp.MustCompile(`(?m)^admin: .*`).ReplaceAllString(string(text), "admin: 127.0.0.1:1")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if status, text := ask(); status != 0 || text != "ok\n" {
+		t.Errorf("by the health address: exit status %d: %s", status, text)
 	}
 }
 

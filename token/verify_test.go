@@ -45,7 +45,7 @@ func check(t *testing.T, v *Verifier, name, raw, want string) {
 		}
 	}
 	for _, step := range trace.Steps() {
-		if parts := strings.Split(raw, "."); strings.Contains(step.Text, raw) || len(parts) == 3 && len(parts[2]) > 8 && strings.Contains(step.Text, parts[2]) {
+		if parts := strings.Split(raw, "."); raw != "" && strings.Contains(step.Text, raw) || len(parts) == 3 && len(parts[2]) > 8 && strings.Contains(step.Text, parts[2]) {
 			t.Errorf("%s: the trace shows the token: %s", name, step.Text)
 		}
 	}
@@ -689,7 +689,7 @@ func TestTrace(t *testing.T) {
 		names += s.Name + " "
 		text += s.Text + "\n"
 	}
-	if names != "token token token keys signature " {
+	if names != "form type issuer audience claims times algorithm keys signature " {
 		t.Errorf("steps %s", names)
 	}
 	for _, want := range []string{testIssuer, `"corp"`, "intranet", "alice", "B70BA622", "(in 10m0s)", "(1m0s ago)", "P-256", "ES256 verifies"} {

@@ -24,7 +24,10 @@ const usage = `Usage:
   durward explain [-config durward.yaml] [-admin] [-token-file FILE | -claims JSON] [-header 'Name: value']... METHOD URL
   durward revoke  [-config durward.yaml] [-iss ISSUER] (-jti ID | -sid ID | -sub NAME | -client ID | -all) [-before TIME] [-exp TIME] [-wait [-timeout 2s]]
   durward feed init [-config durward.yaml] [-replicas 1] [-max-age 72h] [-max-bytes 1073741824]
+  durward health  [-config durward.yaml] [-ready] [-address HOST:PORT]
   durward demo    [-listen 127.0.0.1:8080] [-keep DIR]
+  durward completion bash|zsh|fish
+  durward help    [COMMAND | TOPIC]
   durward version
 
 serve    runs the gateway
@@ -32,9 +35,14 @@ check    loads the configuration, runs its tests and prints every problem with i
 explain  prints the decision about a request, step by step; -admin asks the running gateway
 revoke   ends a token, a session, or all of a subject, client or issuer, through the running gateway
 feed     init makes what the configured NATS and Redis feeds need on their servers, and checks it
+health   asks the running gateway whether it is alive, or ready; for containers and scripts
 demo     runs an issuer, an application and the gateway between them, on loopback
+completion prints a script that completes commands and flags
+help     says more about a command or a topic
+version  prints version, revision and Go version
 
-"durward COMMAND -h" lists a command's flags.
+Flags may be written -flag or --flag; $DURWARD_CONFIG stands for -config. "durward COMMAND -h" lists a
+command's flags; "durward help" has more on config, environment, exit-codes, reasons and revocation.
 `
 
 func main() {
@@ -50,43 +58,30 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stderr, usage)
 		return 2
 	}
-	flags := flag.NewFlagSet("durward "+args[0], flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.Usage = func() {
-		fmt.Fprint(stderr, usage, "\nFlags of ", args[0], ":\n")
-		flags.PrintDefaults()
+	name := args[0]
+	switch name {
+	case "-h", "-help", "--help":
+		name = "help"
+	case "-version", "--version":
+		name = "version"
 	}
-	c := command{flags: flags, args: args[1:], stdout: stdout, stderr: stderr}
-	var err error
-	switch args[0] {
-	case "serve":
-		err = c.serve(ctx)
-	case "check":
-		err = c.check()
-	case "explain":
-		err = c.explain(ctx)
-	case "revoke":
-		err = c.revoke(ctx)
-	case "feed":
-		err = c.feed(ctx)
-	case "demo":
-		err = c.demo(ctx)
-	case "version":
-		err = c.version()
-	case "help", "-h", "-help", "--help":
-		fmt.Fprint(stdout, usage)
-	default:
-		fmt.Fprintf(stderr, "durward: unknown command %q\n\n%s", args[0], usage)
-		return 2
-	}
+	c := newCommand(name, args[1:], stdout, stderr)
+	err := c.dispatch(ctx)
 	var wrongUse usageError
 	switch {
 	case err == nil || errors.Is(err, flag.ErrHelp):
 		return 0
 	case errors.As(err, &wrongUse):
 		if wrongUse.error != nil {
-			fmt.Fprintf(stderr, "durward %s: %v\n", args[0], wrongUse.error)
+			fmt.Fprintf(stderr, "durward %s: %v\n", name, wrongUse.error)
 		}
+		return 2
+	case errors.Is(err, errUnknown):
+		fmt.Fprintf(stderr, "durward: unknown command %q", name)
+		if near := nearest(name, commands()); near != "" {
+			fmt.Fprintf(stderr, "; did you mean %q?", near)
+		}
+		fmt.Fprintf(stderr, "\n\n%s", usage)
 		return 2
 	case errors.Is(err, errRefused):
 		return 1
@@ -96,8 +91,54 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, wrong.Error())
 		return 1
 	}
-	fmt.Fprintf(stderr, "durward %s: %v\n", args[0], err)
+	fmt.Fprintf(stderr, "durward %s: %v\n", name, err)
 	return 1
+}
+
+// errUnknown is a command that there is not.
+var errUnknown = errors.New("unknown command")
+
+// commands are all there are, as the usage text lists them.
+func commands() []string {
+	return []string{"serve", "check", "explain", "revoke", "feed", "health", "demo", "completion", "help", "version"}
+}
+
+func newCommand(name string, args []string, stdout, stderr io.Writer) *command {
+	c := &command{name: name, flags: flag.NewFlagSet("durward "+name, flag.ContinueOnError), args: args, stdout: stdout, stderr: stderr}
+	c.flags.SetOutput(stderr)
+	c.flags.Usage = func() {
+		fmt.Fprint(stderr, usage, "\nFlags of ", name, ":\n")
+		c.flags.PrintDefaults()
+	}
+	return c
+}
+
+// dispatch runs the command. Each defines its flags first and then reads them, so
+// that -h tells them and does nothing else.
+func (c *command) dispatch(ctx context.Context) error {
+	switch c.name {
+	case "serve":
+		return c.serve(ctx)
+	case "check":
+		return c.check()
+	case "explain":
+		return c.explain(ctx)
+	case "revoke":
+		return c.revoke(ctx)
+	case "feed":
+		return c.feed(ctx)
+	case "health":
+		return c.health(ctx)
+	case "demo":
+		return c.demo(ctx)
+	case "completion":
+		return c.completion(ctx)
+	case "help":
+		return c.help(ctx)
+	case "version":
+		return c.version()
+	}
+	return errUnknown
 }
 
 // A usageError is a wrong command line; nil inside means that it was said already.
@@ -105,6 +146,7 @@ type usageError struct{ error }
 
 // A command is one invocation of a subcommand.
 type command struct {
+	name           string
 	flags          *flag.FlagSet
 	args           []string
 	stdout, stderr io.Writer
@@ -125,7 +167,11 @@ func (c *command) parse(want int, names string) error {
 }
 
 func (c *command) config() *string {
-	return c.flags.String("config", "durward.yaml", "the configuration `file`")
+	file := "durward.yaml"
+	if named := os.Getenv("DURWARD_CONFIG"); named != "" {
+		file = named
+	}
+	return c.flags.String("config", file, "the configuration `file`; default: $DURWARD_CONFIG, else durward.yaml")
 }
 
 func (c *command) serve(ctx context.Context) error {
