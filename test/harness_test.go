@@ -31,6 +31,8 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"gopkg.in/yaml.v3"
 )
 
 // binary is the path of the program under test; TestMain builds it.
@@ -308,8 +310,34 @@ func startGateway(t testing.TB, config string) *gateway {
 	g := &gateway{t: t, dir: t.TempDir()}
 	g.config = filepath.Join(g.dir, "durward.yaml")
 	g.write(config)
+	g.conforms()
 	g.start()
 	return g
+}
+
+// schema is the one of the configuration that editors go by.
+var schema = sync.OnceValues(func() (*jsonschema.Schema, error) {
+	return jsonschema.NewCompiler().Compile("../cmd/durward/durward.schema.json")
+})
+
+// conforms makes sure that an editor would find the configuration good.
+func (g *gateway) conforms() {
+	g.t.Helper()
+	schema, err := schema()
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	text, err := os.ReadFile(g.config)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	var config any
+	if err := yaml.Unmarshal(text, &config); err != nil {
+		g.t.Fatal(err)
+	}
+	if err := schema.Validate(config); err != nil {
+		g.t.Errorf("the schema refuses a good configuration: %v\n%s", err, text)
+	}
 }
 
 // write replaces the configuration file as a whole.

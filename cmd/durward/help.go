@@ -91,7 +91,10 @@ default. durward check -config FILE tells everything that is wrong with one, and
         - {scopes: [write]}
 
 A change of the file takes effect by itself, by SIGHUP or by POST /reload. A broken file changes nothing.
-`
+
+The keys at the top; durward schema has all of them, for editors:
+
+` + optionsHelp()
 	case "environment":
 		return `DURWARD_CONFIG    the configuration file, where -config does not say
 STATE_DIRECTORY   where state is kept, where state_dir does not say (systemd sets it)

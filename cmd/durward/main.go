@@ -26,6 +26,7 @@ const usage = `Usage:
   durward feed init [-config durward.yaml] [-replicas 1] [-max-age 72h] [-max-bytes 1073741824]
   durward health  [-config durward.yaml] [-ready] [-address HOST:PORT]
   durward demo    [-listen 127.0.0.1:8080] [-keep DIR]
+  durward schema
   durward completion bash|zsh|fish
   durward help    [COMMAND | TOPIC]
   durward version
@@ -37,6 +38,7 @@ revoke   ends a token, a session, or all of a subject, client or issuer, through
 feed     init makes what the configured NATS and Redis feeds need on their servers, and checks it
 health   asks the running gateway whether it is alive, or ready; for containers and scripts
 demo     runs an issuer, an application and the gateway between them, on loopback
+schema   prints the JSON Schema of the configuration, for editors
 completion prints a script that completes commands and flags
 help     says more about a command or a topic
 version  prints version, revision and Go version
@@ -100,7 +102,7 @@ var errUnknown = errors.New("unknown command")
 
 // commands are all there are, as the usage text lists them.
 func commands() []string {
-	return []string{"serve", "check", "explain", "revoke", "feed", "health", "demo", "completion", "help", "version"}
+	return []string{"serve", "check", "explain", "revoke", "feed", "health", "demo", "schema", "completion", "help", "version"}
 }
 
 func newCommand(name string, args []string, stdout, stderr io.Writer) *command {
@@ -131,6 +133,8 @@ func (c *command) dispatch(ctx context.Context) error {
 		return c.health(ctx)
 	case "demo":
 		return c.demo(ctx)
+	case "schema":
+		return c.schema()
 	case "completion":
 		return c.completion(ctx)
 	case "help":
