@@ -22,7 +22,8 @@ const usage = `Usage:
   durward serve   [-config durward.yaml]
   durward check   [-config durward.yaml]
   durward explain [-config durward.yaml] [-admin] [-token-file FILE | -claims JSON] [-header 'Name: value']... METHOD URL
-  durward revoke  [-config durward.yaml] [-iss ISSUER] (-jti ID | -sid ID | -sub NAME | -client ID | -all) [-before TIME] [-exp TIME] [-wait [-timeout 2s]]
+  durward revoke  [-config durward.yaml] [-iss ISSUER] (-jti ID | -sid ID | -sub NAME | -client ID | -all)
+                  [-before TIME] [-exp TIME] [-wait [-timeout 2s]]
   durward feed init [-config durward.yaml] [-replicas 1] [-max-age 72h] [-max-bytes 1073741824]
   durward health  [-config durward.yaml] [-ready] [-address HOST:PORT]
   durward demo    [-listen 127.0.0.1:8080] [-keep DIR]
