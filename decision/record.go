@@ -15,6 +15,11 @@ type Record struct {
 	ID         string    // request id
 	Generation uint64    // of the configuration that decided
 
+	TraceID  string // W3C Trace Context, in hex; "" without a trace
+	SpanID   string // of the gateway's own span; "" without tracing
+	ParentID string // the span that the client named; "" for none
+	Sampled  bool   // the span is to be recorded
+
 	Method, Host, Path string     // as judged; as received where they could not be judged
 	Client             netip.Addr // the client, as far as trusted proxies vouch for it
 
@@ -68,13 +73,14 @@ func (r *Record) Allow(reason Reason) {
 // LogValue is the record as one log line: no credential, no query string, and
 // only the members that say something.
 func (r *Record) LogValue() slog.Value {
-	as := make([]slog.Attr, 0, 24)
+	as := make([]slog.Attr, 0, 25)
 	str := func(key, value string) {
 		if value != "" {
 			as = append(as, slog.String(key, value))
 		}
 	}
 	str("id", r.ID)
+	str("trace_id", r.TraceID)
 	as = append(as, slog.Uint64("generation", r.Generation))
 	str("method", r.Method)
 	str("host", r.Host)

@@ -83,7 +83,7 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 			}
 			s.address(pr.Out, rt.Upstream, p)
 			s.cleanse(pr.Out, p)
-			s.introduce(pr.Out, rt, p, rec.ID, assertion)
+			s.introduce(pr.Out, rt, p, rec, assertion)
 		},
 		ModifyResponse: func(res *http.Response) error {
 			rec.Waited = time.Since(sent)
@@ -180,14 +180,15 @@ func (s *Snapshot) cleanse(out *http.Request, p *Passage) {
 }
 
 // introduce says who is asking, and for whom the gateway speaks.
-func (s *Snapshot) introduce(out *http.Request, rt *Route, p *Passage, id, assertion string) {
+func (s *Snapshot) introduce(out *http.Request, rt *Route, p *Passage, rec *decision.Record, assertion string) {
 	h := out.Header
 	if p.peer.chain != "" {
 		h["X-Forwarded-For"] = []string{p.peer.chain}
 	}
 	h["X-Forwarded-Host"] = []string{p.host.String()}
 	h["X-Forwarded-Proto"] = []string{p.peer.proto()}
-	h["X-Request-Id"] = []string{id}
+	h["X-Request-Id"] = []string{rec.ID}
+	passTrace(h, rec)
 	if p.claims == nil {
 		return
 	}
@@ -219,6 +220,8 @@ func (h *Handler) checkResponse(s *Snapshot, res *http.Response, ctx context.Con
 		cleanseTrailer(res.Trailer) // those announced, which have no value yet
 		res.Body = &trailing{res.Body, res}
 	}
+	// Under this name the log has it, whatever the upstream calls it.
+	res.Header["X-Request-Id"] = []string{rec.ID}
 	if lines := res.Header["Set-Cookie"]; lines != nil {
 		h.checkCookies(s, res, ctx, rec, p)
 	}

@@ -77,6 +77,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	p := s.Decide(r, rec)
 	rec.ID = requestID(r, p.peer)
+	s.Tracing.trace(r, p.peer.trusted, rec)
 	rec.Decided = time.Since(rec.Time)
 	if rec.Reason == decision.Unset {
 		rec.Refuse(decision.Internal, "nobody decided")

@@ -43,6 +43,7 @@ type Snapshot struct {
 	HideReasons bool
 	Limits      Limits
 	Streams     Streams
+	Tracing     Tracing
 
 	cookies    []string // session cookie names of all routes, to be stripped
 	protected  nameSet

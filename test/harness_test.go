@@ -362,6 +362,30 @@ func (g *gateway) write(config string) {
 // after stop or kill: the folder stays.
 func (g *gateway) start() {
 	g.t.Helper()
+	g.launch()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		if lines := g.log.lines("the gateway serves"); len(lines) > 0 {
+			g.public = nil
+			for _, address := range lines[0]["listen"].([]any) {
+				g.public = append(g.public, address.(string))
+			}
+			g.admin = "http://" + lines[0]["admin"].(string)
+			return
+		}
+		select {
+		case <-g.ended:
+			g.t.Fatalf("the gateway ended at start:\n%s", g.log)
+		default:
+		}
+		if time.Now().After(deadline) {
+			g.t.Fatalf("the gateway does not listen:\n%s", g.log)
+		}
+	}
+}
+
+// launch runs the process and does not wait for it.
+func (g *gateway) launch() {
+	g.t.Helper()
 	g.log = &logBuffer{}
 	g.cmd = exec.Command(binary, "serve", "-config", g.config)
 	stderr, err := g.cmd.StderrPipe()
@@ -384,24 +408,6 @@ func (g *gateway) start() {
 		close(g.ended)
 	}()
 	g.t.Cleanup(g.kill)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		if lines := g.log.lines("the gateway serves"); len(lines) > 0 {
-			g.public = nil
-			for _, address := range lines[0]["listen"].([]any) {
-				g.public = append(g.public, address.(string))
-			}
-			g.admin = "http://" + lines[0]["admin"].(string)
-			return
-		}
-		select {
-		case <-g.ended:
-			g.t.Fatalf("the gateway ended at start:\n%s", g.log)
-		default:
-		}
-		if time.Now().After(deadline) {
-			g.t.Fatalf("the gateway does not listen:\n%s", g.log)
-		}
-	}
 }
 
 // waitReady waits for /readyz to say 200.

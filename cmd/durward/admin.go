@@ -448,7 +448,7 @@ func (g *gateway) revoke(ctx context.Context, rs []denylist.Revocation, now time
 	}
 	reach := g.reach(ctx, kept, via)
 	for _, r := range rs {
-		g.log.Info("revoked", "issuer", r.Issuer, "kind", r.Kind.String(), "reason", r.Reason, "durable", written == nil, "scope", reach.name)
+		g.audit.Info("revoked", "issuer", r.Issuer, "kind", r.Kind.String(), "reason", r.Reason, "durable", written == nil, "scope", reach.name)
 	}
 	if written != nil {
 		g.undurable.Store(true)

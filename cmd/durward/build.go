@@ -213,6 +213,16 @@ func (b *builder) log() {
 	if b.Log.Refusals < 0 {
 		b.problem("log.refusals", "is negative")
 	}
+	if b.Log.Sample == nil {
+		all := 1.0
+		b.Log.Sample = &all
+	}
+	if s := *b.Log.Sample; !(s >= 0 && s <= 1) {
+		b.problem("log.sample", "%v is no share; write a number from 0 to 1, such as 0.01", s)
+	}
+	if b.Log.Audit && *b.Log.Sample < 1 {
+		b.warn("log.sample", "does nothing with audit, which logs no request that passes; remove one of them")
+	}
 }
 
 func (b *builder) credentials(s *proxy.Snapshot) {

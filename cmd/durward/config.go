@@ -100,6 +100,12 @@ type LogConfig struct {
 	// Refusals is how many refused requests of each reason are logged a second; the
 	// number of the others is. Default 100.
 	Refusals int `yaml:"refusals"`
+	// Sample is the share of allowed requests that are logged, from 0 to 1. Default 1.
+	// Refused requests, and those that were cut, do not depend on it.
+	Sample *float64 `yaml:"sample"`
+	// Audit logs refused requests, requests that were cut, and revocations, whatever
+	// level says, and beside them warnings and errors alone. Default false.
+	Audit bool `yaml:"audit"`
 }
 
 // CredentialsConfig says where the token stands in a request. On a route it

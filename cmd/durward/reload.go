@@ -148,7 +148,7 @@ func (g *gateway) use(ctx context.Context, b *built) []problem {
 		f.source.SetLease(b.config.Denylist.Lease)
 	}
 
-	g.level.Set(b.level)
+	g.setLevels(b)
 	g.generation++
 	g.handler.Use(b.snapshot)
 	g.current.Store(b)

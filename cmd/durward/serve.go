@@ -29,15 +29,17 @@ import (
 // A gateway is the running process: what outlives every configuration, and the
 // one that is in use.
 type gateway struct {
-	path    string // of the configuration file
-	log     *slog.Logger
-	level   *slog.LevelVar
-	list    *denylist.List
-	journal *denylist.Journal // nil without a state directory
-	handler *proxy.Handler
-	metrics *metrics.Metrics
-	sampler sampler
-	token   string // that the operators' interface asks for; "" closes it
+	path       string // of the configuration file
+	log        *slog.Logger
+	level      *slog.LevelVar
+	audit      *slog.Logger // for requests and revocations
+	auditLevel *slog.LevelVar
+	list       *denylist.List
+	journal    *denylist.Journal // nil without a state directory
+	handler    *proxy.Handler
+	metrics    *metrics.Metrics
+	sampler    sampler
+	token      string // that the operators' interface asks for; "" closes it
 
 	fleet     *fleet
 	following atomic.Pointer[map[string]*feed] // the feeds in use, by name
@@ -72,7 +74,7 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 	g := &gateway{
-		path: path, level: new(slog.LevelVar), reloads: make(chan chan []problem),
+		path: path, level: new(slog.LevelVar), auditLevel: new(slog.LevelVar), reloads: make(chan chan []problem),
 		keys: map[*token.KeySet]context.CancelFunc{}, feeds: map[string]*feed{},
 		list: denylist.New(0), handler: &proxy.Handler{},
 	}
@@ -152,12 +154,12 @@ func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
 	if wrong != nil {
 		return nil, problems(wrong)
 	}
-	handler := slog.Handler(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: g.level}))
+	handler := slog.Handler(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	if b.config.Log.Format == "text" {
-		handler = slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: g.level})
+		handler = slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelDebug})
 	}
-	g.level.Set(b.level)
-	g.log = slog.New(handler)
+	g.setLevels(b)
+	g.log, g.audit = slog.New(leveled{handler, g.level}), slog.New(leveled{handler, g.auditLevel})
 	g.list.SetIssuers(b.limits)
 	// What was promised is kept, whatever the limit says now; use sets it.
 	g.list.SetMaxEntries(math.MaxInt)
@@ -226,18 +228,8 @@ func (g *gateway) close() error {
 // observe reads the record of a finished request.
 func (g *gateway) observe(rec *decision.Record) {
 	g.metrics.Observe(rec)
-	if rec.Verdict != decision.Allow && !g.sampler.pass(rec.Reason, time.Now(), g.current.Load().config.Log.Refusals) {
-		return
-	}
-	level := slog.LevelInfo
-	switch {
-	case rec.Reason == decision.Internal:
-		level = slog.LevelError
-	case rec.Verdict != decision.Allow:
-		level = slog.LevelWarn
-	}
-	if g.log.Enabled(context.Background(), level) {
-		g.log.LogAttrs(context.Background(), level, "request", slog.Any("decision", rec))
+	if g.logged(rec, &g.current.Load().config.Log) {
+		g.logRequest(rec)
 	}
 }
 

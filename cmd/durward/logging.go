@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"log/slog"
+	"math"
+	"time"
+
+	"durward/decision"
+)
+
+// A leveled handler is one of several that write through the same, each from a
+// level of its own.
+type leveled struct {
+	slog.Handler
+	level slog.Leveler
+}
+
+func (h leveled) Enabled(_ context.Context, level slog.Level) bool { return level >= h.level.Level() }
+
+func (h leveled) WithAttrs(as []slog.Attr) slog.Handler {
+	return leveled{h.Handler.WithAttrs(as), h.level}
+}
+
+func (h leveled) WithGroup(name string) slog.Handler {
+	return leveled{h.Handler.WithGroup(name), h.level}
+}
+
+// setLevels says what is logged from now on. In audit mode, requests and
+// revocations are whatever the level, and what is no warning of the rest is not.
+func (g *gateway) setLevels(b *built) {
+	all, audit := b.level, b.level
+	if b.config.Log.Audit {
+		all, audit = max(all, slog.LevelWarn), min(audit, slog.LevelInfo)
+	}
+	g.level.Set(all)
+	g.auditLevel.Set(audit)
+}
+
+// logged is whether the log has a line for the request. A request that passed and
+// was cut, or that passes for a trial alone, is no ordinary one.
+func (g *gateway) logged(rec *decision.Record, c *LogConfig) bool {
+	switch {
+	case rec.Verdict != decision.Allow:
+		return g.sampler.pass(rec.Reason, time.Now(), c.Refusals)
+	case rec.Cut != "" || rec.Shadow != decision.Unset:
+		return true
+	}
+	return !c.Audit && inSample(rec.ID, *c.Sample)
+}
+
+// inSample goes by the request's id, so that gateways that a request passes one
+// after the other agree.
+func inSample(id string, share float64) bool {
+	if share >= 1 || share <= 0 {
+		return share >= 1
+	}
+	sum := sha256.Sum256([]byte(id))
+	return float64(binary.BigEndian.Uint64(sum[:])) < share*math.MaxUint64
+}
+
+// logRequest writes the request's one line.
+func (g *gateway) logRequest(rec *decision.Record) {
+	level := slog.LevelInfo
+	switch {
+	case rec.Reason == decision.Internal:
+		level = slog.LevelError
+	case rec.Verdict != decision.Allow:
+		level = slog.LevelWarn
+	}
+	if g.audit.Enabled(context.Background(), level) {
+		g.audit.LogAttrs(context.Background(), level, "request", slog.Any("decision", rec))
+	}
+}
