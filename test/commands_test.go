@@ -388,18 +388,23 @@ func TestImports(t *testing.T) {
 		"durward/denylist": {"durward/decision", "durward/token"},
 		"durward/policy":   {"durward/decision", "durward/token"},
 		"durward/proxy":    {"durward/decision", "durward/token", "durward/denylist", "durward/policy"},
+		"durward/tracing":  {"durward/decision", "durward/token"},
 		"durward/metrics":  {"durward/decision", "durward/token", "durward/denylist"},
 		"durward/test":     {},
 	}
 	home := map[string][]string{ // of each dependency: a package, or the folder of the feeds
-		"github.com/golang-jwt/jwt/v5":        {"durward/token", "durward/proxy", "durward/cmd/durward"}, // verified, signed for upstreams, signed by the demo's issuer
-		"github.com/MicahParks/keyfunc/v3":    {"durward/token"},
-		"github.com/MicahParks/jwkset":        {"durward/token"},
-		"github.com/dgraph-io/ristretto/v2":   {"durward/token"},
-		"github.com/prometheus/client_golang": {"durward/metrics"},
-		"gopkg.in/yaml.v3":                    {"durward/cmd/durward"},
-		"github.com/nats-io/nats.go":          {"durward/denylist/"},
-		"github.com/redis/go-redis/v9":        {"durward/denylist/"},
+		"github.com/golang-jwt/jwt/v5":                                    {"durward/token", "durward/proxy", "durward/cmd/durward"}, // verified, signed for upstreams, signed by the demo's issuer
+		"github.com/MicahParks/keyfunc/v3":                                {"durward/token"},
+		"github.com/MicahParks/jwkset":                                    {"durward/token"},
+		"github.com/dgraph-io/ristretto/v2":                               {"durward/token"},
+		"github.com/prometheus/client_golang":                             {"durward/metrics"},
+		"gopkg.in/yaml.v3":                                                {"durward/cmd/durward"},
+		"go.opentelemetry.io/otel":                                        {"durward/tracing"},
+		"go.opentelemetry.io/otel/sdk":                                    {"durward/tracing"},
+		"go.opentelemetry.io/otel/trace":                                  {"durward/tracing"},
+		"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp": {"durward/tracing"},
+		"github.com/nats-io/nats.go":                                      {"durward/denylist/"},
+		"github.com/redis/go-redis/v9":                                    {"durward/denylist/"},
 	}
 	for _, p := range house {
 		allowed, known := inside[p.ImportPath]

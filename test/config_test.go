@@ -279,6 +279,7 @@ func TestFixedSettings(t *testing.T) {
 		{"limits.header_bytes", "listen:", "limits: {header_bytes: 16KiB}\nlisten:"},
 		{"limits.header_timeout", "listen:", "limits: {header_timeout: 1s}\nlisten:"},
 		{"limits.idle_timeout", "listen:", "limits: {idle_timeout: 1s}\nlisten:"},
+		{"tracing", "listen:", "tracing: {otlp: \"http://127.0.0.1:4318\"}\nlisten:"},
 		{"token_cache", "listen:", "token_cache: {max_bytes: 1MiB}\nlisten:"},
 	} {
 		s.put(strings.Replace(string(before), c.old, c.new, 1))

@@ -101,6 +101,7 @@ func (b *builder) build() {
 	b.out.snapshot = s
 	b.listeners()
 	b.log()
+	b.tracing(s)
 	b.credentials(s)
 	b.denylist()
 	b.issuers()
@@ -223,6 +224,20 @@ func (b *builder) log() {
 	if b.Log.Audit && *b.Log.Sample < 1 {
 		b.warn("log.sample", "does nothing with audit, which logs no request that passes; remove one of them")
 	}
+}
+
+func (b *builder) tracing(s *proxy.Snapshot) {
+	if b.Tracing == nil {
+		return
+	}
+	if err := b.Tracing.Check(); err != nil {
+		b.add("tracing", err)
+		return
+	}
+	if b.Tracing.PlainOffLoopback() {
+		b.warn("tracing.otlp", "spans travel in the clear; use https, or a collector on this machine")
+	}
+	s.Tracing = proxy.Tracing{On: true, Sample: *b.Tracing.Sample}
 }
 
 func (b *builder) credentials(s *proxy.Snapshot) {

@@ -23,6 +23,7 @@ import (
 	"durward/policy"
 	"durward/proxy"
 	"durward/token"
+	"durward/tracing"
 )
 
 // Config is the configuration file. Each part belongs to the package that uses
@@ -57,6 +58,8 @@ type Config struct {
 	HideReasons bool `yaml:"hide_reasons"`
 	// Log says how much is logged, and how.
 	Log LogConfig `yaml:"log"`
+	// Tracing sends OpenTelemetry spans to a collector. Optional.
+	Tracing *tracing.Config `yaml:"tracing"`
 	// Issuers are those whose tokens are believed. At least one.
 	Issuers []token.IssuerConfig `yaml:"issuers"`
 	// Credentials say where the token stands in a request.

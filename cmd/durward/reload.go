@@ -79,7 +79,7 @@ func fixed(old, next *Config) (wrong []problem) {
 		{"limits.header_bytes", old.Limits.HeaderBytes, next.Limits.HeaderBytes}, {"limits.header_timeout", old.Limits.HeaderTimeout, next.Limits.HeaderTimeout},
 		{"denylist.serve_feed", old.Denylist.ServeFeed, next.Denylist.ServeFeed}, {"denylist.source_keys", old.Denylist.SourceKeys, next.Denylist.SourceKeys},
 		{"denylist.signing_key_file", old.Denylist.SigningKeyFile, next.Denylist.SigningKeyFile},
-		{"limits.idle_timeout", old.Limits.IdleTimeout, next.Limits.IdleTimeout}, {"token_cache", old.TokenCache, next.TokenCache},
+		{"limits.idle_timeout", old.Limits.IdleTimeout, next.Limits.IdleTimeout}, {"token_cache", old.TokenCache, next.TokenCache}, {"tracing", old.Tracing, next.Tracing},
 	} {
 		if !reflect.DeepEqual(f.old, f.next) {
 			wrong = append(wrong, problem{File: next.path, Message: f.key + ": cannot change while the gateway runs; restart it, or take the change back"})

@@ -24,6 +24,7 @@ import (
 	"durward/metrics"
 	"durward/proxy"
 	"durward/token"
+	"durward/tracing"
 )
 
 // A gateway is the running process: what outlives every configuration, and the
@@ -39,7 +40,8 @@ type gateway struct {
 	handler    *proxy.Handler
 	metrics    *metrics.Metrics
 	sampler    sampler
-	token      string // that the operators' interface asks for; "" closes it
+	spans      *tracing.Spans // nil without tracing
+	token      string         // that the operators' interface asks for; "" closes it
 
 	fleet     *fleet
 	following atomic.Pointer[map[string]*feed] // the feeds in use, by name
@@ -185,6 +187,11 @@ func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
 			return nil, errors.Join(err, g.close())
 		}
 	}
+	if c := b.config.Tracing; c != nil {
+		if g.spans, err = tracing.New(context.Background(), *c, version, g.log); err != nil {
+			return nil, errors.Join(fmt.Errorf("tracing: %w", err), g.close())
+		}
+	}
 	g.handler.Log = g.log
 	g.handler.Observe = g.observe
 	g.handler.Revoke = g.revokeToken
@@ -230,6 +237,9 @@ func (g *gateway) observe(rec *decision.Record) {
 	g.metrics.Observe(rec)
 	if g.logged(rec, &g.current.Load().config.Log) {
 		g.logRequest(rec)
+	}
+	if g.spans != nil {
+		g.spans.Observe(rec)
 	}
 }
 
@@ -482,6 +492,13 @@ func (g *gateway) drain(l *listening) error {
 	}
 	if l.health != nil {
 		l.health.Close()
+	}
+	if g.spans != nil {
+		flush, done := context.WithTimeout(context.Background(), 5*time.Second)
+		if err := g.spans.Shutdown(flush); err != nil {
+			g.log.Warn("the last spans are lost", "error", err)
+		}
+		done()
 	}
 	l.admin.Close()
 	if errors.Is(err, context.DeadlineExceeded) {
