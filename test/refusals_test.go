@@ -172,7 +172,7 @@ routes: [{name: secret-route, upstream: %q, allow: [{claims: {groups: [secret-gr
 	}
 	eventually(t, 5*time.Second, "a record with the page's request id", func() bool {
 		all := g.log.lines("request")
-		return all[len(all)-1]["decision"].(map[string]any)["id"] == a.Header.Get("X-Request-Id")
+		return len(all) > 0 && all[len(all)-1]["decision"].(map[string]any)["id"] == a.Header.Get("X-Request-Id")
 	})
 	if a := send(t, "HEAD", g.url("/"), "", "Accept: text/html"); a.StatusCode != 401 || a.Body != "" || a.Header.Get("Content-Length") == "0" {
 		t.Errorf("HEAD: %s with %q, Content-Length %q", a.Status, a.Body, a.Header.Get("Content-Length"))
