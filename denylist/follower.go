@@ -93,8 +93,10 @@ type Follower struct {
 	chains  map[string]*chain
 	issuers Issuers // that operations were judged against
 	holes   int     // operations were refused that others, or a later configuration, may take
-	marked  []string
-	silent  time.Time // until when complaints are not logged, so that a flood is not one of log lines
+	// quarantined is what waits for an operator, by the name of the key that said it.
+	quarantined map[string]*quarantine
+	marked      []string
+	silent      time.Time // until when complaints are not logged, so that a flood is not one of log lines
 }
 
 // A chain is how far one source was followed.
@@ -125,7 +127,7 @@ func (f *Follower) newChain() *chain {
 
 // NewFollower follows a feed from its beginning.
 func NewFollower(cfg FollowerConfig) *Follower {
-	return &Follower{cfg: cfg, chains: map[string]*chain{}, issuers: cfg.List.Issuers()}
+	return &Follower{cfg: cfg, chains: map[string]*chain{}, issuers: cfg.List.Issuers(), quarantined: map[string]*quarantine{}}
 }
 
 // Count is how often an event happened.
@@ -356,6 +358,9 @@ func (f *Follower) apply(r *Record, now time.Time) bool {
 		}
 		if err != nil {
 			f.refuse(r, i, op, err)
+			continue
+		}
+		if !f.within(r, i, op, rev) {
 			continue
 		}
 		if !rev.Clamped.IsZero() {
@@ -602,8 +607,20 @@ func (f *Follower) Resume(places []Place) {
 	}
 }
 
-// Open checks a snapshot that came from somebody else; see [OpenSnapshot].
-func (f *Follower) Open(path string) (*Snapshot, error) { return OpenSnapshot(path, f.cfg.Keys) }
+// Open checks a snapshot that came from somebody else; see [OpenSnapshot]. As it
+// says everything, only a key that may say everything can sign it.
+func (f *Follower) Open(path string) (*Snapshot, error) {
+	keys := Keys{}
+	for id, k := range f.cfg.Keys {
+		if !k.Grant.limited() {
+			keys[id] = k
+		}
+	}
+	if len(keys) == 0 && len(f.cfg.Keys) > 0 {
+		return nil, errors.New("none of source_keys may sign snapshots, as each has a grant that is limited; give a hub a key without one")
+	}
+	return OpenSnapshot(path, keys)
+}
 
 // Load takes a snapshot: what it holds is enforced in addition to what is held,
 // and the chains go on from where it was taken. An error wraps ErrFull: what fits

@@ -114,6 +114,7 @@ func (r *Record) Heartbeat() bool { return r.Ops == nil }
 type Key struct {
 	Name   string // in the configuration
 	Public ed25519.PublicKey
+	Grant  Grant // the zero value allows everything
 }
 
 // Keys are the keys that records must be signed with, by key id. Where there are

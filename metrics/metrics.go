@@ -181,6 +181,11 @@ func (s state) Collect(ch chan<- prometheus.Metric) {
 			send(prometheus.CounterValue, "durward_denylist_feed_events_total", "What happened to the feed's records: applied, duplicate, gap, fork, rewind, renewed, forged, garbled, resynced.",
 				float64(follower.Count(e)), []string{"feed", "event"}, feed, e.String())
 		}
+		waits := 0
+		for _, n := range follower.Quarantined() {
+			waits += n
+		}
+		send(prometheus.GaugeValue, "durward_denylist_quarantined", "Operations over a source's budget, which are not enforced and wait for an operator.", float64(waits), []string{"feed"}, feed)
 	}
 	for _, source := range s.List.Sources() {
 		status := source.Status(now)

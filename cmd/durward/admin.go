@@ -39,6 +39,7 @@ func (g *gateway) adminHandler(address string) http.Handler {
 	closed.HandleFunc("POST /revocations", g.serveRevocations)
 	closed.HandleFunc("GET /revocations/check", g.serveRevocationsCheck)
 	closed.HandleFunc("POST /explain", g.serveExplain)
+	closed.HandleFunc("POST /quarantine", g.serveQuarantine)
 	closed.HandleFunc("/debug/pprof/", pprof.Index)
 	closed.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	closed.HandleFunc("/debug/pprof/profile", pprof.Profile)
@@ -133,12 +134,13 @@ type issuerStatus struct {
 }
 
 type feedStatus struct {
-	Name    string   `json:"name"`
-	State   string   `json:"state"`
-	Age     *float64 `json:"age_seconds"` // null: never heard from
-	Applied uint64   `json:"applied"`
-	Refused uint64   `json:"refused"`
-	Problem string   `json:"problem,omitempty"`
+	Name        string         `json:"name"`
+	State       string         `json:"state"`
+	Age         *float64       `json:"age_seconds"`           // null: never heard from
+	Quarantined map[string]int `json:"quarantined,omitempty"` // operations that wait for an operator, by the key that said them
+	Applied     uint64         `json:"applied"`
+	Refused     uint64         `json:"refused"`
+	Problem     string         `json:"problem,omitempty"`
 
 	Unvouched []string          `json:"issuers_not_vouched_for,omitempty"`
 	Places    []string          `json:"places,omitempty"` // source:epoch:number of each chain that is followed
@@ -168,6 +170,7 @@ func (g *gateway) dependencies(now time.Time) (issuers []issuerStatus, feeds []f
 			for e := range denylist.Event(denylist.Events) {
 				status.Events[e.String()] = f.follower.Count(e)
 			}
+			status.Quarantined = f.follower.Quarantined()
 			for _, head := range f.follower.After() {
 				status.Places = append(status.Places, head.String())
 			}
@@ -405,6 +408,39 @@ func (g *gateway) accept(ctx context.Context, body []byte, now time.Time, forwar
 		}
 	}
 	return status, answer
+}
+
+// serveQuarantine releases what a source said over its budget, at this gateway, or
+// drops it: {"key":"ingest-a","drop":false}.
+func (g *gateway) serveQuarantine(w http.ResponseWriter, r *http.Request) {
+	var asked struct {
+		Key  string `json:"key"`
+		Drop bool   `json:"drop"`
+	}
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&asked); err != nil || asked.Key == "" {
+		adminError(w, http.StatusBadRequest, `write {"key":"the name in source_keys"}, and "drop":true to forget what it said`)
+		return
+	}
+	if _, known := g.current.Load().config.Denylist.SourceKeys[asked.Key]; !known {
+		adminError(w, http.StatusNotFound, fmt.Sprintf("%q is none of source_keys", asked.Key))
+		return
+	}
+	total := 0
+	for name, f := range *g.following.Load() {
+		if f.follower == nil {
+			continue
+		}
+		n, err := f.follower.Release(asked.Key, asked.Drop, time.Now())
+		if err != nil {
+			adminError(w, http.StatusInsufficientStorage, fmt.Sprintf("feed %q: %v", name, err))
+			return
+		}
+		total += n
+	}
+	g.log.Warn("what a source revoked over its budget was decided about", "key", asked.Key, "operations", total, "dropped", asked.Drop)
+	writeJSON(w, http.StatusOK, map[string]any{"operations": total, "dropped": asked.Drop})
 }
 
 // splitLines takes a body apart; one object over several lines counts as one.

@@ -142,7 +142,7 @@ type DenylistConfig struct {
 	ServeFeed *ServeFeedConfig `yaml:"serve_feed"`
 	// SourceKeys are files with PEM public keys (Ed25519), by name. If there are any,
 	// the records of all feeds but files must be signed by one of them. Optional.
-	SourceKeys map[string]string `yaml:"source_keys"`
+	SourceKeys map[string]SourceKeyConfig `yaml:"source_keys"`
 	// SigningKeyFile is a PEM private key (Ed25519) that signs what this gateway
 	// publishes. Optional.
 	SigningKeyFile string `yaml:"signing_key_file"`
@@ -166,6 +166,31 @@ type FeedConfig struct {
 	ForwardRevocations bool `yaml:"forward_revocations"`
 	// Mass is whether the feed may revoke whole issuers and clients. Default true.
 	Mass *bool `yaml:"mass"`
+}
+
+// SourceKeyConfig is the public key of one who may write records, and what it may
+// say there: a file, or a mapping.
+type SourceKeyConfig struct {
+	// File holds the public key (Ed25519, PEM). Required.
+	File string `yaml:"file"`
+	// Issuers are the names of those whose tokens it may revoke. Default: all.
+	Issuers []string `yaml:"issuers"`
+	// Kinds are by what it may revoke: jti, sid, sub, client, iss. Default: all.
+	Kinds []string `yaml:"kinds"`
+	// PerMinute is how many operations it may write a minute. What is more is not
+	// enforced and waits for an operator (durward feed release). Default 0: no limit.
+	PerMinute int `yaml:"per_minute"`
+	// Mass is whether it may revoke whole issuers and clients. Default true.
+	Mass *bool `yaml:"mass"`
+}
+
+// UnmarshalYAML takes a string or a mapping.
+func (k *SourceKeyConfig) UnmarshalYAML(unmarshal func(any) error) error {
+	if unmarshal(&k.File) == nil {
+		return nil
+	}
+	type plain SourceKeyConfig
+	return unmarshal((*plain)(k))
 }
 
 // ServeFeedConfig says where others follow this gateway.
@@ -610,9 +635,9 @@ func (f *configFile) makeAbsolute() {
 		}
 	}
 	abs(&d.SigningKeyFile)
-	for name, path := range d.SourceKeys {
-		abs(&path)
-		d.SourceKeys[name] = path
+	for name, key := range d.SourceKeys {
+		abs(&key.File)
+		d.SourceKeys[name] = key
 	}
 	for name, u := range f.Upstreams {
 		upstream(&u)

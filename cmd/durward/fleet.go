@@ -28,6 +28,7 @@ import (
 	"durward/denylist/natsfeed"
 	"durward/denylist/redisfeed"
 	"durward/metrics"
+	"durward/token"
 )
 
 // A fleet is what a gateway has to do with others: what it publishes and hands on
@@ -614,7 +615,8 @@ func (b *builder) fleetConfig() {
 		b.problem("denylist.source_keys", "is empty; leave the key out to follow unsigned records")
 	}
 	var keys []denylist.Key
-	for name, file := range d.SourceKeys {
+	for name, source := range d.SourceKeys {
+		file := source.File
 		key, err := readPEM(file, x509.ParsePKIXPublicKey)
 		public, ok := key.(ed25519.PublicKey)
 		switch {
@@ -623,11 +625,44 @@ func (b *builder) fleetConfig() {
 		case !ok:
 			b.problem("denylist.source_keys."+name, "%s holds another kind of key than Ed25519", file)
 		default:
-			keys = append(keys, denylist.Key{Name: name, Public: public})
+			keys = append(keys, denylist.Key{Name: name, Public: public, Grant: b.grant("denylist.source_keys."+name, source)})
 		}
 	}
 	b.out.sourceKeys = denylist.NewKeys(keys...)
 	b.serveFeed()
+}
+
+// grant is what the holder of a source key may say.
+func (b *builder) grant(place string, c SourceKeyConfig) denylist.Grant {
+	g := denylist.Grant{NoMass: c.Mass != nil && !*c.Mass, PerMinute: c.PerMinute}
+	if c.PerMinute < 0 {
+		b.problem(place+".per_minute", "is negative; leave it out for no limit")
+	}
+	if c.Issuers != nil && len(c.Issuers) == 0 || c.Kinds != nil && len(c.Kinds) == 0 {
+		b.problem(place, "has an empty list, with which it could say nothing; leave the key out for all")
+	}
+	for _, name := range c.Issuers {
+		i := slices.IndexFunc(b.Issuers, func(i token.IssuerConfig) bool { return i.Name == name })
+		if i < 0 {
+			b.problem(place+".issuers", "%q is not the name of a configured issuer", name)
+			continue
+		}
+		g.Issuers = append(g.Issuers, b.Issuers[i].Issuer)
+	}
+	for _, name := range c.Kinds {
+		kind := token.Kind(0)
+		for k := token.Kind(1); int(k) <= token.Kinds; k++ {
+			if k.String() == name {
+				kind = k
+			}
+		}
+		if kind == 0 {
+			b.problem(place+".kinds", "%q is not known; write jti, sid, sub, client or iss", name)
+			continue
+		}
+		g.Kinds = append(g.Kinds, kind)
+	}
+	return g
 }
 
 // readPEM reads the key in a PEM file.

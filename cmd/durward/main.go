@@ -25,6 +25,7 @@ const usage = `Usage:
   durward revoke  [-config durward.yaml] [-iss ISSUER] (-jti ID | -sid ID | -sub NAME | -client ID | -all)
                   [-before TIME] [-exp TIME] [-wait [-timeout 2s]]
   durward feed init [-config durward.yaml] [-replicas 1] [-max-age 72h] [-max-bytes 1073741824]
+  durward feed release [-config durward.yaml] -key NAME [-drop]
   durward health  [-config durward.yaml] [-ready] [-address HOST:PORT]
   durward demo    [-listen 127.0.0.1:8080] [-keep DIR]
   durward schema
@@ -36,7 +37,8 @@ serve    runs the gateway
 check    loads the configuration, runs its tests and prints every problem with its line
 explain  prints the decision about a request, step by step; -admin asks the running gateway
 revoke   ends a token, a session, or all of a subject, client or issuer, through the running gateway
-feed     init makes what the configured NATS and Redis feeds need on their servers, and checks it
+feed     init makes what the configured NATS and Redis feeds need on their servers, and checks it;
+         release decides, at the running gateway, about what a source revoked over its budget
 health   asks the running gateway whether it is alive, or ready; for containers and scripts
 demo     runs an issuer, an application and the gateway between them, on loopback
 schema   prints the JSON Schema of the configuration, for editors

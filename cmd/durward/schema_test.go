@@ -112,7 +112,7 @@ func (s *schemer) schema(t reflect.Type) map[string]any {
 		return anyOf(one, s.scalar("array", map[string]any{"items": one, "minItems": 1}))
 	case reflect.TypeFor[policy.CrossSite]():
 		return anyOf(map[string]any{"const": "allow"}, s.object(t))
-	case reflect.TypeFor[proxy.HeaderConfig](), reflect.TypeFor[UpstreamRef]():
+	case reflect.TypeFor[proxy.HeaderConfig](), reflect.TypeFor[UpstreamRef](), reflect.TypeFor[SourceKeyConfig]():
 		return anyOf(text, s.object(t))
 	}
 	switch t.Kind() {

@@ -1,0 +1,156 @@
+package denylist
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"durward/token"
+)
+
+// A Grant is what the holder of a key may revoke. Every gateway holds each operation
+// against it, not only who takes it in: a stolen key must not do more than its grant
+// wherever its records come from.
+type Grant struct {
+	Issuers   []string     // whose tokens, by URL; nil: all issuers'
+	Kinds     []token.Kind // by what; nil: all kinds, but see NoMass
+	NoMass    bool         // no revocations of whole issuers and clients
+	PerMinute int          // how many operations a minute; what is more waits for an operator; 0: no limit
+}
+
+// limited is whether it is less than everything. Only keys with an unlimited grant
+// may sign snapshots, which say everything.
+func (g *Grant) limited() bool {
+	return g.Issuers != nil || g.Kinds != nil || g.NoMass || g.PerMinute > 0
+}
+
+var errGrant = errors.New("the grant of its key does not cover it")
+
+// covers is nil if the operation is within the grant.
+func (g *Grant) covers(r Revocation) error {
+	switch {
+	case g.Issuers != nil && !slices.Contains(g.Issuers, r.Issuer):
+		return fmt.Errorf("%w: it may not revoke tokens of this issuer", errGrant)
+	case g.Kinds != nil && !slices.Contains(g.Kinds, r.Kind):
+		return fmt.Errorf("%w: it may not revoke by %s", errGrant, r.Kind)
+	case g.NoMass && isMass(r.Kind):
+		return fmt.Errorf("%w: it may not revoke all of an issuer or client", errGrant)
+	}
+	return nil
+}
+
+// maxQuarantined is how many operations of one key wait for an operator. What is more
+// is counted and left out, and a gateway that was restarted reads it again.
+const maxQuarantined = 100_000
+
+// A quarantine is what one key said over its budget. The budget fills by the times
+// of its records, which rise: what was said long ago, and is read again, must not
+// be taken for a flood.
+type quarantine struct {
+	left    float64   // operations that are left of the budget
+	filled  time.Time // when, by the key's clock
+	waits   []Revocation
+	leftOut int
+}
+
+// take is whether one more operation is within the budget.
+func (q *quarantine) take(g *Grant, made time.Time) bool {
+	if q.filled.IsZero() {
+		q.left, q.filled = float64(g.PerMinute), made
+	}
+	if made.After(q.filled) {
+		q.left = min(float64(g.PerMinute), q.left+made.Sub(q.filled).Minutes()*float64(g.PerMinute))
+		q.filled = made
+	}
+	if q.left < 1 {
+		return false
+	}
+	q.left--
+	return true
+}
+
+// within takes out what the signer may not say, or not so fast. What is over the
+// budget waits; what the grant does not cover is refused.
+func (f *Follower) within(r *Record, i int, op []byte, rev Revocation) bool {
+	key, known := f.cfg.Keys[r.Signer]
+	if !known || !key.Grant.limited() || rev.Issuer == canaryIssuer {
+		return true
+	}
+	if err := key.Grant.covers(rev); err != nil {
+		f.refuse(r, i, op, err)
+		return false
+	}
+	if key.Grant.PerMinute == 0 {
+		return true
+	}
+	q := f.quarantined[key.Name]
+	if q == nil {
+		q = &quarantine{}
+		f.quarantined[key.Name] = q
+	}
+	if q.take(&key.Grant, r.Made) {
+		return true
+	}
+	if len(q.waits)+q.leftOut == 0 {
+		f.cfg.Lines.Error("a source revokes more than its budget: what is over it is not enforced and waits for an operator (durward feed release)",
+			"feed", f.cfg.Source.Name(), "key", key.Name, "per_minute", key.Grant.PerMinute, "record", r.Head.String())
+	}
+	f.holes++ // until it is released, nobody may take this gateway's word for what was said
+	if len(q.waits) < maxQuarantined {
+		q.waits = append(q.waits, rev)
+	} else {
+		q.leftOut++
+	}
+	return false
+}
+
+// Quarantined is how many operations wait for an operator, by the name of the key
+// that said them.
+func (f *Follower) Quarantined() map[string]int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := map[string]int{}
+	for name, q := range f.quarantined {
+		if n := len(q.waits) + q.leftOut; n > 0 {
+			all[name] = n
+		}
+	}
+	return all
+}
+
+// Release enforces what waits of a key, or drops it, and counts it. An error wraps
+// ErrFull, and what did not fit waits on.
+func (f *Follower) Release(key string, drop bool, now time.Time) (released int, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	q := f.quarantined[key]
+	if q == nil {
+		return 0, nil
+	}
+	if !drop {
+		enforce := func() ([]Revocation, error) { return f.cfg.Source.apply(q.waits, now, true) }
+		if f.cfg.Learn != nil {
+			err = f.cfg.Learn(enforce)
+		} else {
+			_, err = enforce()
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	released = len(q.waits)
+	f.holes -= released
+	q.waits = nil
+	if q.leftOut > 0 { // to be read again
+		released += q.leftOut
+		if drop {
+			f.holes -= q.leftOut
+		} else {
+			f.lose()
+		}
+		q.leftOut = 0
+	}
+	q.left = float64(0)
+	return released, nil
+}
