@@ -775,7 +775,11 @@ func (s *Stream) save(ctx context.Context) {
 		ask, cancel := context.WithTimeout(ctx, callWithin)
 		at, now := s.Cursor(), time.Now()
 		saved, err := s.Engine.Snapshot(ask)
+		ends, failed := s.Engine.Ends(ask)
 		cancel()
+		if failed != nil {
+			continue
+		}
 		s.mu.Lock()
 		broke := s.broke
 		s.mu.Unlock()
@@ -784,6 +788,7 @@ func (s *Stream) save(ctx context.Context) {
 		case errors.Is(err, ErrNoSnapshot):
 		case err != nil:
 			continue
+		case saved.At.Number+1 < ends.First: // it covers nothing any more
 		case saved.At.Log != at.Log || saved.Made.Before(broke) || age > snapshotLasts || age > snapshotEvery && s.List.Version() != version:
 		default:
 			continue
