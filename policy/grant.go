@@ -302,7 +302,7 @@ func (rt *Route) judge(method string, c *token.Claims, rec *decision.Record) {
 		g := &rt.grants[i]
 		if !g.speaksOf(method) {
 			if rec.Trace != nil {
-				rec.Trace.Fail("grant", "%s (%s) does not speak of %s", g.name, g, method)
+				rec.Trace.Add("grant", "%s (%s) does not speak of %s", g.name, g, method)
 			}
 			continue
 		}

@@ -54,6 +54,15 @@ listen: 127.0.0.1:0
 issuers: [{name: corp, issuer: "https://idp.test", audiences: [app]}]
 routes: [{name: app, upstream: "http://127.0.0.1:3000"}]
 `, ""},
+		{"a public part, and an optional rest", `
+listen: 127.0.0.1:0
+issuers: [{name: corp, issuer: "https://idp.test", audiences: [app]}]
+routes:
+  - {name: assets, path: /static/, upstream: "http://127.0.0.1:3000", auth: none, allow: [{methods: [GET]}]}
+  - {name: app, upstream: "http://127.0.0.1:3000", auth: optional}
+  - {name: api, path: /api/, upstream: "http://127.0.0.1:3000", allow: [{methods: [GET, POST, PUT, PATCH, DELETE, OPTIONS], scopes: [read]}, {scopes: [write]}]}
+`, ":5: routes[0].auth: anybody may GET without a token at /static/; leave auth out if that is not meant (note)\n" +
+			":6: routes[1].auth: anybody may do anything without a token at /; leave auth out if that is not meant (note)\n"},
 		{"a host that lacks a route", `
 listen: 127.0.0.1:0
 issuers: [{name: corp, issuer: "https://idp.test", audiences: [app]}]

@@ -3,6 +3,7 @@ package main
 import (
 	"flag"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -69,7 +70,11 @@ func TestCompletion(t *testing.T) {
 				t.Errorf("%s: %d flags, want %d or more", name, flags, needs)
 			}
 		}
-		if path, err := exec.LookPath(shell); err == nil {
+		path, err := exec.LookPath(shell)
+		if err != nil && os.Getenv("DURWARD_TEST_REQUIRE") == "all" {
+			t.Errorf("%s is missing; install it with: apt-get install %[1]s", shell)
+		}
+		if err == nil {
 			cmd := exec.Command(path, "-n")
 			cmd.Stdin = strings.NewReader(script)
 			if out, err := cmd.CombinedOutput(); err != nil {

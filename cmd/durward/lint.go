@@ -20,19 +20,19 @@ func (b *builder) lint(s *proxy.Snapshot) {
 }
 
 func (b *builder) lintRoute(place string, rt *policy.Route) {
-	if methods, open := rt.Open(); open {
+	methods, open := rt.Open()
+	if open {
 		who := "anybody may " + strings.Join(methods, ", ") + " without a token"
 		if methods == nil {
 			who = "anybody may do anything without a token"
 		}
-		field := "auth"
-		if rt.Pattern() == "/" {
-			b.warn(place+"."+field, "%s wherever no other route matches; give the route a narrower path, or leave auth out", who)
+		if rt.Pattern() == "/" && rt.Auth == policy.None {
+			b.warn(place+".auth", "%s wherever no other route matches; give the route a narrower path, or leave auth out", who)
 		} else {
-			b.note(place+"."+field, "%s at %s; leave auth out if that is not meant", who, rt.Pattern())
+			b.note(place+".auth", "%s at %s; leave auth out if that is not meant", who, rt.Pattern())
 		}
 	}
-	if missing := rt.Uncovered(); missing != nil {
+	if missing := rt.Uncovered(); missing != nil && !open {
 		b.note(place+".allow", "no grant speaks of %s: they get 405; add a grant if they are to pass", strings.Join(missing, ", "))
 	}
 	own := slices.ContainsFunc(proxy.OwnPaths(), func(p string) bool { return strings.HasPrefix(rt.Pattern(), p) })
