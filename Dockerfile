@@ -34,5 +34,8 @@ VOLUME /var/lib/durward
 # By number, so that Kubernetes' runAsNonRoot can tell that it is not root.
 USER 65532:65532
 
+# There is no shell or curl to ask with, so the program asks itself. Docker and podman heed it; Kubernetes has probes.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["/durward", "health", "-config", "/etc/durward/durward.yaml"]
+
 ENTRYPOINT ["/durward"]
 CMD ["serve", "-config", "/etc/durward/durward.yaml"]

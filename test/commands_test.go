@@ -414,6 +414,7 @@ func TestImports(t *testing.T) {
 		"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp": {"durward/tracing"},
 		"github.com/nats-io/nats.go":                                      {"durward/denylist/"},
 		"github.com/redis/go-redis/v9":                                    {"durward/denylist/"},
+		"github.com/coreos/go-systemd/v22":                                {"durward/cmd/durward"},
 	}
 	for _, p := range house {
 		allowed, known := inside[p.ImportPath]

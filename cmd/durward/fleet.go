@@ -560,9 +560,12 @@ func (g *gateway) listenHub(b *built, l *listening) error {
 	if c == nil {
 		return nil
 	}
-	listener, err := net.Listen("tcp", c.Listen)
-	if err != nil {
-		return fmt.Errorf("denylist.serve_feed: listen on %s: %w", c.Listen, err)
+	listener := g.manager.listener(c.Listen)
+	if listener == nil {
+		var err error
+		if listener, err = net.Listen("tcp", c.Listen); err != nil {
+			return fmt.Errorf("denylist.serve_feed: listen on %s: %w", c.Listen, err)
+		}
 	}
 	l.hubL = listener
 	l.at.Feed = listener.Addr().String()

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
+
 	"durward/denylist"
 	"durward/denylist/filefeed"
 	"durward/token"
@@ -46,6 +48,8 @@ func (g *gateway) reloadLoop(ctx context.Context, hangup <-chan os.Signal) {
 // reload builds a whole new configuration and swaps it in, or says why not and
 // changes nothing.
 func (g *gateway) reload(ctx context.Context, why string) []problem {
+	g.manager.reloading()
+	defer g.manager.tell(daemon.SdNotifyReady)
 	if text, err := os.ReadFile(g.path); err == nil {
 		g.content = string(text)
 	}

@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
+
 	"durward/decision"
 	"durward/denylist"
 	"durward/metrics"
@@ -58,6 +60,7 @@ type gateway struct {
 	history    map[string][]token.Limits
 	generation uint64
 	content    string // of the file, as last tried
+	manager    *manager
 }
 
 // Addresses are where a started gateway listens, ports filled in.
@@ -81,6 +84,10 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 		list: denylist.New(0), handler: &proxy.Handler{},
 	}
 	g.following.Store(&map[string]*feed{})
+	var err error
+	if g.manager, err = newManager(); err != nil {
+		return err
+	}
 	b, err := g.first(path, stderr)
 	if err != nil {
 		return err
@@ -122,6 +129,7 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 		g.log.Warn("configuration", "warning", w.Error())
 	}
 	failed := l.serve()
+	g.manager.tell(daemon.SdNotifyReady)
 	if started != nil {
 		started(l.at)
 	}
@@ -281,6 +289,9 @@ func (g *gateway) listen(b *built) (l *listening, err error) {
 		}
 	}()
 	open := func(address string) (net.Listener, error) {
+		if handed := g.manager.listener(address); handed != nil {
+			return handed, nil
+		}
 		if path, ok := strings.CutPrefix(address, "unix:"); ok {
 			return listenUnix(strings.TrimPrefix(path, "//"))
 		}
@@ -306,6 +317,9 @@ func (g *gateway) listen(b *built) (l *listening, err error) {
 		l.health = quietServer(g.healthHandler(), g.log)
 	}
 	if err := g.listenHub(b, l); err != nil {
+		return l, err
+	}
+	if err := g.manager.unused(); err != nil {
 		return l, err
 	}
 	l.admin = quietServer(g.adminHandler(c.Admin), g.log)
@@ -464,6 +478,7 @@ func (l *listening) serve() <-chan error {
 func (g *gateway) drain(l *listening) error {
 	c := g.current.Load().config
 	g.draining.Store(true)
+	g.manager.tell(daemon.SdNotifyStopping)
 	g.log.Info("the gateway drains", "grace", *c.Shutdown.Grace, "drain", c.Shutdown.Drain, "inflight", g.handler.Inflight())
 	time.Sleep(*c.Shutdown.Grace)
 	deadline, cancel := context.WithTimeout(context.Background(), c.Shutdown.Drain)
