@@ -450,7 +450,7 @@ func (s *Stream) take(number uint64, data []byte, current bool) error {
 	case s.partial:
 		return errors.New("the log begins after messages that were not read here, and no snapshot covers those; let a gateway that is in step write one (forward_revocations)")
 	}
-	if s.lost {
+	if s.lost && !unsure {
 		s.lost = false
 		s.Logger.Info("the log of revocations is followed", "feed", s.Source.Name(), "message", number)
 	}
@@ -504,6 +504,10 @@ func (s *Stream) start(ctx context.Context) (after, last uint64, err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	select {
+	case s.roll.answer <- struct{}{}: // what was said of this gateway may lie before, or in another log
+	default:
+	}
 	at.Source = s.at.Source
 	s.at, s.anew, s.partial, s.current = at, false, partial, at.Number >= ends.Last
 	s.marks = slices.DeleteFunc(s.marks, func(m mark) bool {

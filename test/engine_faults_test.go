@@ -40,7 +40,7 @@ func TestEngineCutOff(t *testing.T) {
 	engines(t, func(t *testing.T, e *engine) {
 		f := startEngineFleet(t, e, 2)
 		w := newWire(t, e.address())
-		alone := engineFleet{engine: &engine{t: t, feed: e.feed}, idp: f.idp, app: f.app}
+		alone := engineFleet{engine: &engine{t: t, feed: e.feed}, idp: f.idp, app: f.app, named: 100}
 		alone.through(t, w)
 		g := startGateway(t, alone.config(true))
 		g.waitReady()
@@ -193,7 +193,7 @@ func TestNATSCluster(t *testing.T) {
 	e := &engine{t: t, feed: fmt.Sprintf("nats: {url: %q, stream: %s}", strings.Join(urls, ","), engineStream)}
 	f := &engineFleet{engine: e, idp: newIssuer(t), app: newUpstream(t)}
 	for i := range 3 {
-		g := startGateway(t, f.config(true))
+		g := f.begin(true)
 		if i == 0 {
 			eventually(t, 30*time.Second, "feed init", func() bool {
 				out, err := exec.Command(binary, "feed", "init", "-config", g.config, "-replicas", "3").CombinedOutput()
@@ -206,13 +206,6 @@ func TestNATSCluster(t *testing.T) {
 	for _, g := range f.gateways {
 		g.waitReadyFor(30 * time.Second)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			for _, g := range f.gateways {
-				t.Log(g.log.String())
-			}
-		}
-	})
 	tokens := f.idp.bearers(40)
 	h := watch(t, tokens, f.gateways...)
 	h.revoke(f.gateways[0], tokens[:10]...)
@@ -268,7 +261,7 @@ func TestRedisFailover(t *testing.T) {
 	f := &engineFleet{engine: e, idp: newIssuer(t), app: newUpstream(t)}
 	f.through(t, w)
 	for range 3 {
-		f.gateways = append(f.gateways, startGateway(t, f.config(true)))
+		f.gateways = append(f.gateways, f.begin(true))
 	}
 	for _, g := range f.gateways {
 		g.waitReady()
@@ -320,7 +313,7 @@ func TestEngineSettings(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		g := startGateway(t, f.config(true))
+		g := f.begin(true)
 		eventually(t, 10*time.Second, "it says that there is no stream", func() bool {
 			return strings.Contains(g.log.String(), `there is no stream \"REVOCATIONS\"; make it with: durward feed init`)
 		})
@@ -369,7 +362,7 @@ func TestEngineSettings(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		g := startGateway(t, f.config(true))
+		g := f.begin(true)
 		eventually(t, 10*time.Second, "it says what is wrong", func() bool {
 			return strings.Contains(g.log.String(), "set maxmemory-policy noeviction")
 		})
@@ -410,13 +403,13 @@ func TestRedisRights(t *testing.T) {
 		f.feed = strings.TrimSuffix(plain, "}") + fmt.Sprintf(", username: %s, password_file: %q}", user, password)
 	}
 	as("durward-writer")
-	writer := startGateway(t, f.config(true))
+	writer := f.begin(true)
 	f.init(writer)
 	writer.waitReady()
 	as("durward-reader")
-	reader := startGateway(t, f.config(false))
+	reader := f.begin(false)
 	reader.waitReady()
-	rebel := startGateway(t, f.config(true)) // as a reader, and would like to write
+	rebel := f.begin(true) // as a reader, and would like to write
 	rebel.waitReady()
 	dead, mine := f.idp.bearer(), f.idp.bearer()
 	if scope := writer.revokes(dead); scope != "fleet" {

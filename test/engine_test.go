@@ -200,7 +200,7 @@ func startEngineFleet(t testing.TB, e *engine, n int) *engineFleet {
 	t.Helper()
 	f := &engineFleet{engine: e, idp: newIssuer(t), app: newUpstream(t)}
 	for i := range n {
-		g := startGateway(t, f.config(true))
+		g := f.begin(true)
 		if i == 0 {
 			f.init(g)
 		}
@@ -230,10 +230,28 @@ func (f *engineFleet) config(writes bool) string {
 	return fmt.Sprintf("instance: gw-%d\nadmin: %s\n", f.named, freePort(f.t)) + fmt.Sprintf(fleetConfig, f.idp.URL, f.app.URL, denylist, freePort(f.t))
 }
 
+// begin starts a gateway, of which a failed test tells what it said about its feed.
+func (f *engineFleet) begin(writes bool) *gateway {
+	f.t.Helper()
+	g := startGateway(f.t, f.config(writes))
+	t := f.t
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		for line := range strings.Lines(g.log.String()) {
+			if !strings.Contains(line, `"msg":"request"`) && !strings.Contains(line, "left out of the log") {
+				t.Log(line)
+			}
+		}
+	})
+	return g
+}
+
 // late starts one more gateway, which knows nothing yet and only reads.
 func (f *engineFleet) late() *gateway {
 	f.t.Helper()
-	g := startGateway(f.t, f.config(false))
+	g := f.begin(false)
 	g.waitReady()
 	return g
 }
@@ -404,7 +422,7 @@ func TestEngineForgot(t *testing.T) {
 		refusedAt(t, tokens[9].text, f.gateways...)
 		early := f.late() // reads before the log forgets
 		e.trim()
-		none := startGateway(t, f.config(false))
+		none := f.begin(false)
 		late := f.gateways[0]
 		// No snapshot covers what is gone: nobody may vouch for it.
 		if none.isReady() {
