@@ -27,8 +27,12 @@ func (c *command) help(ctx context.Context) error {
 	}
 	name := c.flags.Arg(0)
 	if name != "help" && slices.Contains(commands(), name) {
+		of := false // the line, or one that it goes on in
 		for line := range strings.Lines(usage) {
-			if strings.HasPrefix(line, "  durward "+name+" ") || line == "  durward "+name+"\n" || strings.HasPrefix(line, name+" ") {
+			if !strings.HasPrefix(line, "      ") {
+				of = strings.HasPrefix(line, "  durward "+name+" ") || line == "  durward "+name+"\n" || strings.HasPrefix(line, name+" ")
+			}
+			if of {
 				io.WriteString(c.stdout, strings.TrimPrefix(line, "  "))
 			}
 		}
@@ -50,17 +54,28 @@ func (c *command) help(ctx context.Context) error {
 	return err
 }
 
-// flagsOf are the flags that a command defines.
+// flagsOf are the flags that a command defines, for feed those of all its parts.
 func (c *command) flagsOf(ctx context.Context, name string) *flag.FlagSet {
-	args := []string{"-h"}
-	if name == "feed" {
-		args = []string{"init", "-h"}
-	}
-	sub := newCommand(name, args, io.Discard, io.Discard)
-	if name != "help" {
+	all := flag.NewFlagSet(name, flag.ContinueOnError)
+	ask := func(args ...string) {
+		sub := newCommand(name, append(args, "-h"), io.Discard, io.Discard)
 		sub.dispatch(ctx)
+		sub.flags.VisitAll(func(f *flag.Flag) {
+			if all.Lookup(f.Name) == nil {
+				all.Var(f.Value, f.Name, f.Usage)
+			}
+		})
 	}
-	return sub.flags
+	switch name {
+	case "help":
+	case "feed":
+		for _, part := range words(name) {
+			ask(part)
+		}
+	default:
+		ask()
+	}
+	return all
 }
 
 func topics() []string {
@@ -115,6 +130,7 @@ NO_COLOR          explain prints no colours on a terminal; nor does it where TER
   durward revoke -client ID                 all tokens of an OAuth client that were issued until now
   durward revoke -iss ISSUER -all           all tokens of an issuer that were issued until now
 
+-wait answers once every gateway of the fleet has confirmed that it enforces it, or says who did not.
 -before says until when they were issued, -exp how long to remember at least, -iss whose they are where several
 issuers are configured. Once the command says revoked, no later request with such a token passes, open streams are
 cut, and a restart does not change that. "scope: fleet" says that a hub took it, "scope: local" that it holds here.
@@ -169,7 +185,7 @@ func words(command string) []string {
 	case "completion":
 		return []string{"bash", "zsh", "fish"}
 	case "feed":
-		return []string{"init"}
+		return []string{"init", "release"}
 	}
 	return nil
 }
