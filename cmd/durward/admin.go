@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"durward/decision"
 	"durward/denylist"
 	"durward/policy"
 	"durward/token"
@@ -201,7 +202,7 @@ func (g *gateway) serveReady(w http.ResponseWriter, _ *http.Request) {
 
 // serveStatus tells an operator how the gateway fares. It names no subject and
 // no token.
-func (g *gateway) serveStatus(w http.ResponseWriter, _ *http.Request) {
+func (g *gateway) serveStatus(w http.ResponseWriter, r *http.Request) {
 	now := time.Now()
 	issuers, feeds, _ := g.dependencies(now)
 	b := g.current.Load()
@@ -238,10 +239,15 @@ func (g *gateway) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	}
 	routes := []map[string]any{}
 	for _, rt := range b.snapshot.Policy.Routes() {
-		routes = append(routes, map[string]any{"name": rt.Name, "path": rt.Pattern(), "upstream": b.snapshot.Routes[rt.Index].Upstream.Name})
+		requests, refused := g.board.route(rt.Name)
+		reasons := map[decision.Reason]uint64{}
+		for _, c := range refused {
+			reasons[c.Reason] = c.Times
+		}
+		routes = append(routes, map[string]any{"name": rt.Name, "path": rt.Pattern(), "upstream": b.snapshot.Routes[rt.Index].Upstream.Name, "requests": requests, "refused": reasons})
 	}
 	hits, misses := b.cache.Stats()
-	writeJSON(w, http.StatusOK, map[string]any{
+	said := map[string]any{
 		"version": version, "generation": b.snapshot.Generation, "ready": g.ready.Load(), "draining": g.draining.Load(),
 		"issuers": issuers, "feeds": feeds, "routes": routes, "warnings": warnings,
 		"denylist": map[string]any{
@@ -250,7 +256,14 @@ func (g *gateway) serveStatus(w http.ResponseWriter, _ *http.Request) {
 		},
 		"token_cache": map[string]uint64{"hits": hits, "misses": misses},
 		"inflight":    g.handler.Inflight(), "streams": g.handler.Streams(),
-	})
+		"latest_refusals": g.board.latest(), "reload_problem": g.reloadProblem.Load(),
+	}
+	w.Header().Set("Vary", "Accept")
+	if wantsPage(r) {
+		g.serveStatusPage(w, said)
+		return
+	}
+	writeJSON(w, http.StatusOK, said)
 }
 
 // serveReload asks the reloading goroutine for its answer.

@@ -62,9 +62,12 @@ func (g *gateway) reload(ctx context.Context, why string) []problem {
 	}
 	g.metrics.Reloaded(wrong == nil, time.Now())
 	if wrong != nil {
+		text := problems(wrong).Error()
+		g.reloadProblem.Store(&text)
 		g.log.Error("the configuration was not reloaded; the old one stays", "why", why, "generation", g.generation, "problems", problems(wrong).Error())
 		return wrong
 	}
+	g.reloadProblem.Store(nil)
 	g.log.Info("the configuration was reloaded", "why", why, "generation", g.generation)
 	for _, w := range next.warnings {
 		g.log.Warn("configuration", "warning", w.Error())

@@ -61,6 +61,9 @@ type gateway struct {
 	generation uint64
 	content    string // of the file, as last tried
 	manager    *manager
+
+	board         *board
+	reloadProblem atomic.Pointer[string] // why the last reload was refused; nil: it was not
 }
 
 // Addresses are where a started gateway listens, ports filled in.
@@ -81,7 +84,7 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 	g := &gateway{
 		path: path, level: new(slog.LevelVar), auditLevel: new(slog.LevelVar), reloads: make(chan chan []problem),
 		keys: map[*token.KeySet]context.CancelFunc{}, feeds: map[string]*feed{},
-		list: denylist.New(0), handler: &proxy.Handler{},
+		list: denylist.New(0), handler: &proxy.Handler{}, board: newBoard(),
 	}
 	g.following.Store(&map[string]*feed{})
 	var err error
@@ -243,6 +246,7 @@ func (g *gateway) close() error {
 // observe reads the record of a finished request.
 func (g *gateway) observe(rec *decision.Record) {
 	g.metrics.Observe(rec)
+	g.board.note(rec)
 	if g.logged(rec, &g.current.Load().config.Log) {
 		g.logRequest(rec)
 	}
