@@ -3,6 +3,7 @@ package test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -169,5 +170,54 @@ func TestKubernetes(t *testing.T) {
 	}
 	if made := kustomization.ConfigMapGenerator; len(made) != 1 || made[0].Name != "durward" || !slices.Equal(made[0].Files, []string{"durward.yaml"}) {
 		t.Errorf("the configuration is made as %+v", made)
+	}
+}
+
+// Every configuration in the recipes is a good one, and their Go code is Go.
+func TestRecipes(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../docs/recipes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key := newAuthority(t).pair(t)
+	configs, programs := 0, 0
+	for _, block := range strings.Split(string(text), "```")[1:] {
+		kind, content, _ := strings.Cut(block, "\n")
+		switch kind {
+		case "yaml":
+			configs++
+			file := filepath.Join(t.TempDir(), "durward.yaml")
+			content = strings.NewReplacer("app.crt", cert, "app.key", key).Replace(content)
+			if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if status, out, stderr := durward(t, "check", "-config", file); status != 0 {
+				t.Errorf("%s: %s%s", content, out, stderr)
+			}
+		case "go":
+			programs++
+			dir := t.TempDir()
+			program := "package main\n\nimport (\n\t\"net/http\"\n\t\"time\"\n)\n\n" + content + "\nfunc main() { http.HandleFunc(\"/\", func(w http.ResponseWriter, r *http.Request) { signIn(w, r, \"t\", time.Now()) }) }\n"
+			if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(program), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := exec.Command("go", "vet", filepath.Join(dir, "main.go")).CombinedOutput(); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+		case "js":
+			programs++
+			node := need(t, "node", "apt-get install nodejs npm")
+			file := filepath.Join(t.TempDir(), "recipe.mjs")
+			if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := exec.Command(node, "--check", file).CombinedOutput(); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+		}
+	}
+	if configs != 6 || programs != 3 {
+		t.Errorf("%d configurations and %d programs", configs, programs)
 	}
 }
