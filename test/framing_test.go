@@ -393,7 +393,8 @@ func TestEarlyWebSocket(t *testing.T) {
 	} else if _, err := io.Copy(io.Discard, res.Body); err != nil {
 		t.Error(err)
 	}
-	if rest, err := io.ReadAll(in); len(rest) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+	// What is behind was in part taken for a request that does not end, or not at all.
+	if rest, err := io.ReadAll(in); len(rest) > 0 && !strings.HasPrefix(string(rest), "HTTP/1.1 431 ") || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("behind that: %q %v", rest, err)
 	}
 	conn.Close()
