@@ -14,10 +14,12 @@ import (
 
 // Whether a revocation is enforced everywhere is found out by calling the roll, in
 // the log itself: whoever wants to know appends a call, and each gateway that reads
-// it has read, and enforces, all that stands before it, and says how far it is.
+// it has read, and enforces, all that stands before it, and says that it read the
+// call. That it is at such and such a number was refused as an answer: after a log
+// was put back, the same numbers mean something else.
 //
-//	{"call":"…"}                                        who is there?
-//	{"id":"durward-…","name":"gw-1","lease":5,"upto":7,"t":1790000000000} all up to 7 is enforced here
+//	{"call":"X"}                                                                who is there?
+//	{"id":"durward-…","name":"gw-1","lease":5,"t":1790000000000,"read":["X"]}   I am
 //
 // A gateway says so without having been called, too, every quarter of a minute, so
 // that those are missed who do not answer. It vouches for nothing, and so lets
@@ -38,27 +40,36 @@ type rollMessage struct {
 	ID    string  `json:"id,omitempty"`
 	Name  string  `json:"name,omitempty"`
 	Lease float64 `json:"lease,omitempty"` // seconds
-	Upto  uint64  `json:"upto,omitempty"`
+	Made  int64   `json:"t,omitempty"`     // in milliseconds, by its own clock
 	Holes bool    `json:"holes,omitempty"` // not all that the log says is enforced there
 	Left  bool    `json:"left,omitempty"`  // it is about to end
-	Made  int64   `json:"t,omitempty"`     // in milliseconds, by its own clock
+	// Read are the calls that were read there since it last said so.
+	Read []string `json:"read,omitempty"`
 }
 
 // A rollBook is what a stream knows of who is there. The stream's mutex is for it too.
 type rollBook struct {
-	members map[string]*member // by id
-	calls   map[string]uint64  // that are waited for here: their numbers; 0: not read yet
-	due     bool               // somebody called, and the call is not counted as read yet
-	answer  chan struct{}      // that it is; holds one
-	began   time.Time          // when this gateway began to say that it is there
-	read    time.Time          // when it last read that it is
-	mute    bool               // it may not write
+	members map[string]*member   // by id
+	calls   map[string]*rollCall // that are waited for here
+	unsaid  []string             // calls that were read and not answered yet
+	answer  chan struct{}        // that there are some; holds one
+	began   time.Time            // when this gateway began to say that it is there
+	read    time.Time            // when it last read that it is
+	mute    bool                 // it may not write
 }
 
 type member struct {
 	rollMessage
 	heard time.Time
 }
+
+// A rollCall is who has answered a call, once it was read again here.
+type rollCall struct {
+	read     bool
+	answered map[string]bool // by id; false: with holes
+}
+
+const rollUnsaid = 1000 // calls that one answer may name; whoever called waits in vain for the rest
 
 // known is whether this gateway may let others believe that it knows everything.
 func (b *rollBook) known(now time.Time) bool { return b.mute || now.Sub(b.read) < rollKnown }
@@ -92,7 +103,8 @@ type Missing struct {
 func (s *Stream) Enforced(ctx context.Context) (Enforced, error) {
 	id := rand.Text()
 	s.mu.Lock()
-	s.roll.calls[id] = 0
+	call := &rollCall{answered: map[string]bool{}}
+	s.roll.calls[id] = call
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
@@ -104,11 +116,10 @@ func (s *Stream) Enforced(ctx context.Context) (Enforced, error) {
 		return Enforced{}, fmt.Errorf("call the roll: %w", err)
 	}
 	asked := time.Now()
-	var waited map[string]float64 // since when each confirmed; -1: it did not
+	var waited map[string]float64 // when each confirmed; -1: it did not
 	for {
 		s.mu.Lock()
-		number := s.roll.calls[id]
-		if number > 0 && waited == nil { // all that came before it were read
+		if call.read && waited == nil { // all that came before it were read
 			waited = map[string]float64{}
 			for id := range s.roll.members {
 				waited[id] = -1
@@ -116,12 +127,12 @@ func (s *Stream) Enforced(ctx context.Context) (Enforced, error) {
 		}
 		left := 0
 		for id, at := range waited {
-			m := s.roll.members[id]
+			whole, answered := call.answered[id]
 			switch {
-			case m == nil: // left, or nobody has waited for it for long
+			case s.roll.members[id] == nil: // left, or nobody has waited for it for long
 				delete(waited, id)
-			case at >= 0:
-			case m.Upto >= number && !m.Holes:
+			case at >= 0 || answered && !whole:
+			case answered:
 				waited[id] = float64(time.Since(began).Microseconds()) / 1000
 			default:
 				left++
@@ -140,14 +151,15 @@ func (s *Stream) Enforced(ctx context.Context) (Enforced, error) {
 	e := Enforced{Gateways: len(waited), Each: []Confirmation{}, Missing: []Missing{}}
 	for id, at := range waited {
 		m := s.roll.members[id]
+		_, answered := call.answered[id]
 		switch {
-		case at >= 0 && m != nil:
-			e.Confirmed++
-			e.Each = append(e.Each, Confirmation{m.Name, at})
 		case m == nil:
 			e.Gateways--
-		case m.Holes && m.Upto >= s.roll.calls[id]:
-			e.Missing = append(e.Missing, Missing{Name: m.Name, Problem: "it follows the feed and refuses some of what it says (issuers that it has not configured, kinds that it does not know, or mass: false)"})
+		case at >= 0:
+			e.Confirmed++
+			e.Each = append(e.Each, Confirmation{m.Name, at})
+		case answered:
+			e.Missing = append(e.Missing, Missing{Name: m.Name, Problem: "it follows the feed and refuses some of what it says (issuers that it has not configured, kinds that it does not know, grants, or mass: false)"})
 		default:
 			// The last sign of life that it can have read was made before the call.
 			lease := time.Duration(m.Lease * float64(time.Second))
@@ -171,7 +183,7 @@ func (s *Stream) say(ctx context.Context, m rollMessage) error {
 }
 
 // called takes a message if it is about the roll.
-func (s *Stream) called(number uint64, data []byte, now time.Time) bool {
+func (s *Stream) called(data []byte, now time.Time) bool {
 	var m rollMessage
 	switch {
 	case bytes.HasPrefix(data, []byte(`{"call"`)), bytes.HasPrefix(data, []byte(`{"id"`)):
@@ -197,10 +209,16 @@ func (s *Stream) called(number uint64, data []byte, now time.Time) bool {
 	defer s.mu.Unlock()
 	b := &s.roll
 	if m.Call != "" {
-		if _, mine := b.calls[m.Call]; mine {
-			b.calls[m.Call] = number
+		if call := b.calls[m.Call]; call != nil {
+			call.read = true
 		}
-		b.due = true
+		if len(m.Call) <= 64 && len(b.unsaid) < rollUnsaid && !s.anew && !s.partial && s.current {
+			b.unsaid = append(b.unsaid, m.Call)
+			select {
+			case b.answer <- struct{}{}:
+			default: // the answer will name this one too
+			}
+		}
 		return true
 	}
 	heard := now
@@ -212,13 +230,16 @@ func (s *Stream) called(number uint64, data []byte, now time.Time) bool {
 			delete(b.members, id)
 		}
 	}
-	switch o := b.members[m.ID]; {
+	for _, id := range m.Read {
+		if call := b.calls[id]; call != nil {
+			call.answered[m.ID] = !m.Holes
+		}
+	}
+	m.Read = nil
+	switch {
 	case m.Left:
 		delete(b.members, m.ID)
-	case o != nil:
-		m.Upto = max(m.Upto, o.Upto)
-		b.members[m.ID] = &member{m, heard}
-	case len(b.members) < rollMost && now.Sub(heard) < rollForgets:
+	case b.members[m.ID] != nil, len(b.members) < rollMost && now.Sub(heard) < rollForgets:
 		b.members[m.ID] = &member{m, heard}
 	}
 	if m.ID == s.at.Source && m.Made >= b.began.UnixMilli() {
@@ -243,9 +264,7 @@ func (s *Stream) attend(ctx context.Context) {
 	for {
 		s.mu.Lock()
 		m := rollMessage{ID: s.at.Source, Name: s.Name, Lease: s.Lease.Seconds(), Holes: !s.Follower.Whole(), Made: time.Now().UnixMilli()}
-		if !s.anew && !s.partial {
-			m.Upto = s.at.Number
-		}
+		m.Read, s.roll.unsaid = s.roll.unsaid, nil
 		mute := s.roll.mute
 		s.mu.Unlock()
 		err := s.say(ctx, m)
@@ -254,6 +273,9 @@ func (s *Stream) attend(ctx context.Context) {
 		case err == nil:
 			failed = 0
 		default:
+			s.mu.Lock()
+			s.roll.unsaid = append(m.Read, s.roll.unsaid...)
+			s.mu.Unlock()
 			// Whoever may not write cannot be asked, and need not wait to be known.
 			if failed++; failed == mayNot && !mute {
 				s.mu.Lock()

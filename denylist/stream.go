@@ -169,7 +169,7 @@ type Stream struct {
 type mark struct {
 	number uint64
 	hash   Hash
-	data   []byte // nil: a sign of life, or too long ago
+	data   []byte // of a record; nil for what need not be handed back
 }
 
 // absent is a record that the log has not got, as far as is known here.
@@ -187,7 +187,7 @@ type appended struct {
 // NewStream is a stream that stands where cfg.From says.
 func NewStream(cfg StreamConfig) *Stream {
 	s := &Stream{StreamConfig: cfg, at: cfg.From, missing: map[Hash]struct{}{}}
-	s.roll = rollBook{members: map[string]*member{}, calls: map[string]uint64{}, answer: make(chan struct{}, 1)}
+	s.roll = rollBook{members: map[string]*member{}, calls: map[string]*rollCall{}, answer: make(chan struct{}, 1)}
 	name := cfg.From.Source
 	if name == "" {
 		name = "durward-" + strings.ToLower(rand.Text()[:10])
@@ -225,8 +225,8 @@ func (s *Stream) place() Cursor {
 }
 
 // Doubts is another number after the log was found to be another than the one that
-// was written to, or a source of it not to go on from where it was.
-func (s *Stream) Doubts() uint64 { return s.doubts.Load() + s.Follower.Doubts() }
+// was written to. That sources of it come and go says nothing about what is in it.
+func (s *Stream) Doubts() uint64 { return s.doubts.Load() }
 
 // Forward appends revocations, lines of [Revocation.Line], to the log. An error
 // says why they may not be kept there: they are to be forwarded again, and taking
@@ -403,8 +403,9 @@ func (s *Stream) take(number uint64, data []byte, current bool) error {
 	unsure := s.anew || s.partial || !s.roll.known(now)
 	s.mu.Unlock()
 	var err error
+	rolls := s.called(data, now)
 	switch {
-	case s.called(number, data, now):
+	case rolls:
 	case !beat || !unsure: // else it would vouch for what was not read
 		err = s.Follower.Take([][]byte{data}, now)
 	}
@@ -419,14 +420,7 @@ func (s *Stream) take(number uint64, data []byte, current bool) error {
 	m := mark{number, hashOf(data), nil}
 	delete(s.missing, m.hash)
 	s.at.Number, s.at.Hash = number, m.hash
-	if s.roll.due {
-		s.roll.due = false
-		select {
-		case s.roll.answer <- struct{}{}:
-		default: // the answer will speak of this place too
-		}
-	}
-	if !beat {
+	if !beat && !rolls {
 		m.data = data
 		s.kept += len(data)
 	}
