@@ -244,7 +244,7 @@ func (e *Engine) look(ctx context.Context) error {
 		}
 	}
 	if policy != "" && policy != "noeviction" && most != "0" {
-		return fmt.Errorf("Redis may drop the log of revocations to make room (maxmemory-policy %s); set maxmemory-policy noeviction", policy)
+		return fmt.Errorf("the server may drop the log of revocations to make room (maxmemory-policy %s); set maxmemory-policy noeviction", policy)
 	}
 	e.looked = time.Now()
 	return nil
