@@ -36,6 +36,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"durward/denylist"
 )
@@ -153,6 +154,9 @@ func (cfg Config) options() (*redis.Options, error) {
 	o.MaxRetries = -1 // an append that failed may have been done; who asked decides
 	o.PoolSize, o.MinIdleConns = 4, 0
 	o.DisableIdentity = true // an ACL need not allow it
+	// Hosted servers' announcements are of no use to a feed that notices by itself, and
+	// finding out whether there are any is a race between the client's connections.
+	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return o, nil
 }
 
