@@ -400,7 +400,9 @@ func (s *Stream) take(number uint64, data []byte, current bool) error {
 	r, _ := ParseRecord(data, nil) // the follower asks who signed it
 	beat := r != nil && r.Heartbeat()
 	s.mu.Lock()
-	unsure := s.anew || s.partial || !s.roll.known(now)
+	// While there is more to read that was there at the beginning, a sign of life is
+	// an old one, and however fresh it looks, what stands behind it was said since.
+	unsure := !current || s.anew || s.partial || !s.roll.known(now)
 	s.mu.Unlock()
 	var err error
 	rolls := s.called(data, now)

@@ -160,6 +160,14 @@ func (cfg Config) options() (*redis.Options, error) {
 	return o, nil
 }
 
+// silent takes what the client would write to standard error, where the gateway's log
+// is; what goes wrong comes back as errors.
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
+
+func init() { redis.SetLogger(silent{}) } // the client has no other way
+
 // An Engine is a stream of a Redis server. Only [Open] makes one.
 type Engine struct {
 	cfg    Config
