@@ -216,10 +216,14 @@ var protectedElsewhere = [...]string{
 	// forward-auth and API gateways
 	"X-Auth-User", "X-Auth-Email", "X-Auth-Groups", "X-Auth-Roles", "X-Auth-Name", "X-Auth-Subject", "X-Auth-Token-Claims",
 	"X-Grafana-User", "X-Credential-Identifier", "X-Anonymous-Consumer", "X-Serverless-Authorization", "Gap-Auth",
+	"X-Userinfo", "X-Endpoint-Api-Userinfo", "X-Apigateway-Api-Userinfo", "X-Jwt-Assertion", "X-Id-Token",
 	// client certificates
 	"X-Client-Verify", "X-Client-Dn", "Client-Cert", "Client-Cert-Chain", "X-Arr-Clientcert", "X-Amzn-Mtls-Clientcert-Subject",
 	// addresses and URLs that are not the judged ones
 	"X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip", "Cf-Connecting-Ip", "Cf-Connecting-Ipv6", "Fastly-Client-Ip", "X-Originating-Ip",
+	"Client-Ip", "Proxy-Client-Ip", "Wl-Proxy-Client-Ip", "X-Azure-Clientip", "X-Azure-Socketip", "X-Appengine-User-Ip",
+	"X-Request-Id", // set anew; X_Request_Id would stand beside ours
+	"X-Override-Url", "X-Http-Path-Override",
 	"X-Envoy-External-Address", "X-Host", "X-Http-Host-Override", "X-Http-Method", "X-Http-Method-Override", "X-Method-Override",
 	"X-Url-Scheme", "X-Scheme", "X-Script-Name", "Script-Name", "X-Accel-Redirect", "X-Sendfile", "Front-End-Https", "Proxy", "Proxy-Authorization", "Forwarded",
 }

@@ -21,14 +21,14 @@ func TestStrip(t *testing.T) {
 		"X-App-User", "x-app-user", "X_App_User", "X.App.User", "X--App-User", "XAppUser", "x_app-USER",
 		"X-Forwarded-User", "X_Forwarded_Email", "X-Forwarded-For", "X-Forwarded-Anything", "X_forwarded_proto", "Forwarded", "FORWARDED",
 		"Durward-Reason", "durward_identity", "Remote-User", "REMOTE_USER", "X-Real-IP", "X-Original-URL", "X-Rewrite-Url", "X_Http_Method_Override",
-		"X-Auth-Request-User", "X-Pomerium-Jwt-Assertion", "Cf-Access-Jwt-Assertion", "X-Amzn-Oidc-Data", "X-Goog-Iap-Jwt-Assertion", "Remote-Groups",
+		"X-Auth-Request-User", "X-Pomerium-Jwt-Assertion", "Cf-Access-Jwt-Assertion", "X-Amzn-Oidc-Data", "X-Goog-Iap-Jwt-Assertion", "Remote-Groups", "X_Request_Id", "Client-IP",
 	} {
 		h := http.Header{name: {"mallory"}}
 		if set.strip(h); len(h) != 0 {
 			t.Errorf("%s was left on", name)
 		}
 	}
-	for _, name := range []string{"Accept", "X-App-Users", "X-Ap-User", "X-Request-Id", "User-Agent", "Cookie", "Content-Type", "X-Requested-With", "Forward"} {
+	for _, name := range []string{"Accept", "X-App-Users", "X-Ap-User", "X-Request-Ids", "Client-Ips", "User-Agent", "Cookie", "Content-Type", "X-Requested-With", "Forward"} {
 		h := http.Header{name: {"fine"}}
 		if set.strip(h); len(h) != 1 {
 			t.Errorf("%s was stripped", name)

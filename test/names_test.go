@@ -42,7 +42,9 @@ routes:
 		X-Ssl-Client-S-Dn Ssl-Client-Verify X-Client-Cert Client-Cert X-Forwarded-Client-Cert
 		X-Real-Ip X-Client-Ip X-Cluster-Client-Ip X-Original-Url X-Original-Uri X-Original-Host X-Original-Method X-Original-Forwarded-For X-Rewrite-Url
 		X-Forwarded-Uri X-Forwarded-Method X-Forwarded-Port X-Forwarded-Prefix X-Forwarded-Path X-Forwarded-Server X-Forwarded-Ssl Forwarded
-		X-Http-Method X-Http-Method-Override X-Method-Override X-Http-Host-Override X-Host X-Url-Scheme X-Scheme X-Script-Name X-Accel-Redirect Proxy Front-End-Https`)
+		X-Http-Method X-Http-Method-Override X-Method-Override X-Http-Host-Override X-Host X-Url-Scheme X-Scheme X-Script-Name X-Accel-Redirect Proxy Front-End-Https
+		Client-Ip Proxy-Client-Ip Wl-Proxy-Client-Ip X-Azure-Clientip X-Azure-Socketip X-Appengine-User-Ip X-Request-Id
+		X-Userinfo X-Endpoint-Api-Userinfo X-Apigateway-Api-Userinfo X-Jwt-Assertion X-Id-Token X-Override-Url X-Http-Path-Override`)
 	spell := []func(string) string{
 		func(s string) string { return s },
 		strings.ToLower,
