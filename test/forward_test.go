@@ -1245,3 +1245,30 @@ func TestClientGone(t *testing.T) {
 	}
 	eventually(t, 5*time.Second, "no request is counted as in progress", func() bool { return metric(t, g, "durward_inflight_requests") == 0 })
 }
+
+// TestProxyOfEnvironment: HTTP_PROXY is for clients, and sends no request of a
+// gateway, with somebody's identity in it, anywhere else (M22).
+func TestProxyOfEnvironment(t *testing.T) {
+	idp, app, elsewhere := newIssuer(t), newUpstream(t), newUpstream(t)
+	for _, name := range []string{"HTTP_PROXY", "http_proxy"} {
+		t.Setenv(name, elsewhere.URL)
+	}
+	t.Setenv("NO_PROXY", "")
+	t.Setenv("no_proxy", "")
+	g := serving(t, fmt.Sprintf(`
+listen: 127.0.0.1:0
+issuers: [%s]
+routes:
+  - {name: away, path: /away/, upstream: "http://app.invalid:8080"} # a loopback address would never be proxied
+  - {name: app, upstream: %q}
+`, corp(idp), app.URL))
+	if a := send(t, "GET", g.url("/away/x"), "", bearing(idp.token(nil))); a.StatusCode != 502 || a.reason() != "upstream_unreachable" {
+		t.Errorf("an upstream that cannot be reached: %s %s", a.Status, a.reason())
+	}
+	if n := len(elsewhere.requests()); n != 0 {
+		t.Errorf("the proxy received %d requests", n)
+	}
+	if a := send(t, "GET", g.url("/x"), "", bearing(idp.token(nil))); a.StatusCode != 200 || len(app.requests()) != 1 {
+		t.Errorf("the twin: %s %s", a.Status, a.reason())
+	}
+}
