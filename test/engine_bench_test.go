@@ -175,10 +175,10 @@ func BenchmarkEngineCold(b *testing.B) {
 
 func coldEngine(b *testing.B, e *engine, n int) {
 	f := &engineFleet{engine: e, idp: newIssuer(b), app: newUpstream(b)}
-	config := strings.Replace(f.config(true), "lease:", "max_entries: 20_000_000, lease:", 1)
+	large := func() string { return strings.Replace(f.config(true), "lease:", "max_entries: 20_000_000, lease:", 1) }
 	g := &gateway{t: b, dir: b.TempDir()}
 	g.config = filepath.Join(g.dir, "durward.yaml")
-	g.write(config)
+	g.write(large())
 	f.init(g)
 	engine := e.open(b)
 	defer engine.Close()
@@ -221,7 +221,7 @@ func coldEngine(b *testing.B, e *engine, n int) {
 	eventually(b, 3*time.Minute, "a snapshot is left", e.saved)
 	late := &gateway{t: b, dir: b.TempDir()}
 	late.config = filepath.Join(late.dir, "durward.yaml")
-	late.write(config)
+	late.write(large())
 	b.ReportMetric(inStep(late).Seconds(), "s-from-snapshot")
 	g.stop()
 	late.stop()
