@@ -92,7 +92,7 @@ type Follower struct {
 	mu      sync.Mutex
 	chains  map[string]*chain
 	issuers Issuers // that operations were judged against
-	holes   int     // operations were refused that others, or a later configuration, may take
+	holes   int     // operations were refused that others, or a later configuration, may take; not those in quarantine
 	// quarantined is what waits for an operator, by the name of the key that said it.
 	quarantined map[string]*quarantine
 	marked      []string
@@ -558,7 +558,7 @@ func (f *Follower) rewound(c *chain, r *Record, now time.Time) error {
 func (f *Follower) Places() []Place {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.holes > 0 {
+	if !f.whole() {
 		return nil
 	}
 	var all []Place
@@ -577,8 +577,12 @@ func (f *Follower) Places() []Place {
 func (f *Follower) Whole() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.holes == 0
+	return f.whole()
 }
+
+// whole counts what waits for an operator as not taken, too: until it is released,
+// nobody may take this gateway's word for what was said.
+func (f *Follower) whole() bool { return f.holes == 0 && len(f.waiting()) == 0 }
 
 // Lost is whether only a snapshot, or a chain from its beginning, would help.
 func (f *Follower) Lost() bool {

@@ -52,6 +52,7 @@ type quarantine struct {
 	filled  time.Time // when, by the key's clock
 	waits   []Revocation
 	leftOut int
+	sang    time.Time // when the key's latest canary was made, by its clock
 }
 
 // take is whether one more operation is within the budget.
@@ -74,7 +75,19 @@ func (q *quarantine) take(g *Grant, made time.Time) bool {
 // budget waits; what the grant does not cover is refused.
 func (f *Follower) within(r *Record, i int, op []byte, rev Revocation) bool {
 	key, known := f.cfg.Keys[r.Signer]
-	if !known || !key.Grant.limited() || rev.Issuer == canaryIssuer {
+	if !known || !key.Grant.limited() {
+		return true
+	}
+	q := f.quarantined[key.Name]
+	if q == nil {
+		q = &quarantine{}
+		f.quarantined[key.Name] = q
+	}
+	if rev.Issuer == canaryIssuer { // within every grant, but not so many that they fill the list
+		if r.Made.Sub(q.sang) < CanaryEvery/5 {
+			return false
+		}
+		q.sang = r.Made
 		return true
 	}
 	if err := key.Grant.covers(rev); err != nil {
@@ -84,11 +97,6 @@ func (f *Follower) within(r *Record, i int, op []byte, rev Revocation) bool {
 	if key.Grant.PerMinute == 0 {
 		return true
 	}
-	q := f.quarantined[key.Name]
-	if q == nil {
-		q = &quarantine{}
-		f.quarantined[key.Name] = q
-	}
 	if q.take(&key.Grant, r.Made) {
 		return true
 	}
@@ -96,7 +104,6 @@ func (f *Follower) within(r *Record, i int, op []byte, rev Revocation) bool {
 		f.cfg.Lines.Error("a source revokes more than its budget: what is over it is not enforced and waits for an operator (durward feed release)",
 			"feed", f.cfg.Source.Name(), "key", key.Name, "per_minute", key.Grant.PerMinute, "record", r.Head.String())
 	}
-	f.holes++ // until it is released, nobody may take this gateway's word for what was said
 	if len(q.waits) < maxQuarantined {
 		q.waits = append(q.waits, rev)
 	} else {
@@ -110,6 +117,10 @@ func (f *Follower) within(r *Record, i int, op []byte, rev Revocation) bool {
 func (f *Follower) Quarantined() map[string]int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.waiting()
+}
+
+func (f *Follower) waiting() map[string]int {
 	all := map[string]int{}
 	for name, q := range f.quarantined {
 		if n := len(q.waits) + q.leftOut; n > 0 {
@@ -139,18 +150,11 @@ func (f *Follower) Release(key string, drop bool, now time.Time) (released int, 
 			return 0, err
 		}
 	}
-	released = len(q.waits)
-	f.holes -= released
-	q.waits = nil
-	if q.leftOut > 0 { // to be read again
-		released += q.leftOut
-		if drop {
-			f.holes -= q.leftOut
-		} else {
-			f.lose()
-		}
-		q.leftOut = 0
+	released = len(q.waits) + q.leftOut
+	if q.leftOut > 0 && !drop { // to be read again
+		f.lose()
 	}
+	q.waits, q.leftOut = nil, 0
 	q.left = float64(0)
 	return released, nil
 }

@@ -60,7 +60,8 @@ type rollBook struct {
 
 type member struct {
 	rollMessage
-	heard time.Time
+	heard  time.Time
+	signer string // the key that spoke for it first, and alone may; "" where nothing is signed
 }
 
 // A rollCall is who has answered a call, once it was read again here.
@@ -185,6 +186,7 @@ func (s *Stream) say(ctx context.Context, m rollMessage) error {
 // called takes a message if it is about the roll.
 func (s *Stream) called(data []byte, now time.Time) bool {
 	var m rollMessage
+	var signer string
 	switch {
 	case bytes.HasPrefix(data, []byte(`{"call"`)), bytes.HasPrefix(data, []byte(`{"id"`)):
 		if len(s.Follower.cfg.Keys) > 0 {
@@ -193,11 +195,11 @@ func (s *Stream) called(data []byte, now time.Time) bool {
 	case bytes.HasPrefix(data, []byte("{")) || !bytes.Contains(data, []byte(".")):
 		return false
 	default:
-		payload, _, err := openJWS(data, rollType, s.Follower.cfg.Keys)
+		payload, by, err := openJWS(data, rollType, s.Follower.cfg.Keys)
 		if err != nil || len(s.Follower.cfg.Keys) == 0 && !bytes.HasPrefix(payload, []byte(`{"call"`)) && !bytes.HasPrefix(payload, []byte(`{"id"`)) {
 			return false
 		}
-		data = payload
+		data, signer = payload, by
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
@@ -230,6 +232,10 @@ func (s *Stream) called(data []byte, now time.Time) bool {
 			delete(b.members, id)
 		}
 	}
+	if o := b.members[m.ID]; o != nil && o.signer != signer && len(s.Follower.cfg.Keys) > 0 {
+		s.Logger.Error("a gateway's answer to the roll call was signed by another's key and was dropped", "feed", s.Source.Name(), "gateway", m.Name, "signer", signer, "expected", o.signer)
+		return true
+	}
 	for _, id := range m.Read {
 		if call := b.calls[id]; call != nil {
 			call.answered[m.ID] = !m.Holes
@@ -240,7 +246,7 @@ func (s *Stream) called(data []byte, now time.Time) bool {
 	case m.Left:
 		delete(b.members, m.ID)
 	case b.members[m.ID] != nil, len(b.members) < rollMost && now.Sub(heard) < rollForgets:
-		b.members[m.ID] = &member{m, heard}
+		b.members[m.ID] = &member{m, heard, signer}
 	}
 	if m.ID == s.at.Source && m.Made >= b.began.UnixMilli() {
 		b.read = now

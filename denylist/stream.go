@@ -322,7 +322,7 @@ func (s *Stream) Run(ctx context.Context) error {
 		if tell {
 			s.Logger.Error("the log of revocations is not followed; what it said so far stays in force", "feed", s.Source.Name(), "error", err)
 		}
-		if errors.Is(err, ErrFull) {
+		if st := s.List.Stats(); errors.Is(err, ErrFull) || st.Total >= st.Max { // reading it all again helps once something was forgotten
 			pause = 10 * time.Second
 		}
 		sleep(ctx, pause/2+mathrand.N(pause))
