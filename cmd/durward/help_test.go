@@ -2,6 +2,7 @@ package main
 
 import (
 	"flag"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -47,6 +48,33 @@ func TestHelp(t *testing.T) {
 			t.Errorf("%s: exit status %d: %s%s", c.args, status, out, errOut)
 		}
 	}
+}
+
+// TestReadmeReasons: the README's table says of each reason what help and explain say.
+func TestReadmeReasons(t *testing.T) {
+	const path, head = "../../README.md", "| reason | status | when | what to do |\n|---|---|---|---|\n"
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, found := strings.Cut(string(text), head)
+	_, after, ended := strings.Cut(rest, "\n\n")
+	if !found || !ended {
+		t.Fatalf("%s has no table of reasons", path)
+	}
+	var table strings.Builder
+	for _, r := range decision.Reasons() {
+		when, remedy := about(r)
+		status := "the application's"
+		switch {
+		case r == decision.TooLarge:
+			status = "413, 431"
+		case r.Status() != 0:
+			status = fmt.Sprint(r.Status())
+		}
+		fmt.Fprintf(&table, "| `%s` | %s | %s | %s |\n", r, status, when, remedy)
+	}
+	golden(t, path, before+head+table.String()+"\n"+after)
 }
 
 // TestCompletion: each shell's script knows each command's flags, and each shell
