@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -68,7 +69,8 @@ type Upstream struct {
 	address   string        // host:port of the URL
 	host      string        // literal Host; "" preserves the judged one
 	patience  time.Duration // for the upstream to take a request, and to answer it
-	transport *http.Transport
+	transport http.RoundTripper
+	close     func() // of connections that carry no request; those in use go on to their end
 }
 
 // NewUpstream checks the configuration and prepares the transport; it connects
@@ -117,13 +119,16 @@ func NewUpstream(name string, cfg UpstreamConfig, prev *Upstream) (*Upstream, er
 	}
 	u.patience = response
 	dialer := &net.Dialer{Timeout: dial, KeepAlive: 15 * time.Second}
-	u.transport = &http.Transport{
+	connect := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if socket != "" {
+			network, addr = "unix", socket
+		}
+		return dialer.DialContext(ctx, network, addr)
+	}
+	standard := &http.Transport{
 		Proxy: nil, // HTTP_PROXY of the environment is for clients; it must not reroute a gateway
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if socket != "" {
-				network, addr = "unix", socket
-			}
-			conn, err := dialer.DialContext(ctx, network, addr)
+			conn, err := connect(ctx, network, addr)
 			if err != nil {
 				return nil, err
 			}
@@ -135,22 +140,27 @@ func NewUpstream(name string, cfg UpstreamConfig, prev *Upstream) (*Upstream, er
 		IdleConnTimeout:        idle,
 		ExpectContinueTimeout:  time.Second,
 		MaxIdleConns:           0,
-		MaxIdleConnsPerHost:    1024, // the default of 2 dials anew for most requests under load
-		MaxResponseHeaderBytes: 256 << 10,
+		MaxIdleConnsPerHost:    maxIdle, // the default of 2 dials anew for most requests under load
+		MaxResponseHeaderBytes: maxHeader,
 		DisableCompression:     true, // the client negotiates with the upstream
 		Protocols:              new(http.Protocols),
 		// A dead connection would be used for every request, as HTTP/2 needs only one.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
 	}
+	u.transport, u.close = standard, standard.CloseIdleConnections
 	switch u.scheme {
 	case "h2c":
-		u.transport.Protocols.SetUnencryptedHTTP2(true)
+		standard.Protocols.SetUnencryptedHTTP2(true)
 		u.scheme = "http"
 	case "https":
-		u.transport.Protocols.SetHTTP1(true)
-		u.transport.Protocols.SetHTTP2(true)
+		standard.Protocols.SetHTTP1(true)
+		standard.Protocols.SetHTTP2(true)
 	default:
-		u.transport.Protocols.SetHTTP1(true)
+		standard.Protocols.SetHTTP1(true)
+		target := url.URL{Host: u.address}
+		address := net.JoinHostPort(target.Hostname(), cmp.Or(target.Port(), "80"))
+		d := newDirect(func(ctx context.Context) (net.Conn, error) { return connect(ctx, "tcp", address) }, standard, response, idle)
+		u.transport, u.close = d, func() { d.close(); standard.CloseIdleConnections() }
 	}
 	return u, nil
 }
@@ -260,4 +270,4 @@ func (u *Upstream) PlainOffLoopback() bool {
 }
 
 // Close closes connections that carry no request; those in use go on to their end.
-func (u *Upstream) Close() { u.transport.CloseIdleConnections() }
+func (u *Upstream) Close() { u.close() }

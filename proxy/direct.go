@@ -1,0 +1,387 @@
+package proxy
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	maxIdle   = 1024        // connections kept for one upstream
+	maxHeader = 256 << 10   // bytes of a response's header sections, informational ones included
+	tidyEvery = time.Second // how soon a connection that the upstream has closed is given back
+)
+
+// A direct transport asks an upstream on the goroutine of the request that it asks
+// for: it writes the request, and whoever wants the answer reads it. http.Transport
+// hands both over to two goroutines of the connection, which costs more than
+// everything else that a proxy does.
+//
+// It takes what most requests are, and what has no second side that must go on
+// meanwhile: HTTP/1.1 without TLS, a safe method, no body, no upgrade. Everything
+// else is the standard transport's. Responses are read by the same code of net/http
+// as there, and have the same limits.
+//
+// A connection belongs to one request at a time, and comes back only if the answer
+// was read to its end, the upstream did not ask to close it, and nothing stands
+// behind the answer. Before it is used again it must be silent: bytes that nobody
+// asked for would be taken for the answer to the next request, which may be
+// another user's.
+type direct struct {
+	dial     func(context.Context) (net.Conn, error)
+	standard http.RoundTripper
+	patience time.Duration // for the upstream to take the request and to send the final response's header
+	idleFor  time.Duration // until an unused connection is closed
+
+	mu     sync.Mutex
+	idle   []*wire // the one used last is at the end
+	tidier *time.Timer
+	closed bool // whatever comes back is closed
+}
+
+func newDirect(dial func(context.Context) (net.Conn, error), standard http.RoundTripper, patience, idleFor time.Duration) *direct {
+	d := &direct{dial: dial, standard: standard, patience: patience, idleFor: idleFor}
+	d.tidier = time.AfterFunc(time.Hour, d.tidy)
+	d.tidier.Stop()
+	return d
+}
+
+// A wire is a connection to the upstream.
+type wire struct {
+	net.Conn
+	raw   syscall.RawConn
+	r     *bufio.Reader // of Read
+	out   []byte        // the request's head; kept for the next one
+	left  int64         // bytes that may be read
+	heard bool          // something came since the request began
+	since time.Time     // when it was used last
+
+	look func(fd uintptr) bool // reads into what follows, without waiting
+	came int
+	err  error
+}
+
+func newWire(conn net.Conn) (*wire, error) {
+	system, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil, fmt.Errorf("a %T is no connection of the operating system", conn)
+	}
+	raw, err := system.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	w := &wire{Conn: conn, raw: raw}
+	w.r = bufio.NewReader(w)
+	w.look = func(fd uintptr) bool {
+		var b [1]byte
+		w.came, w.err = syscall.Read(int(fd), b[:])
+		return true
+	}
+	return w, nil
+}
+
+var errLongHeader = fmt.Errorf("the response's header is larger than %d bytes", maxHeader)
+
+// Read is for w.r alone.
+func (w *wire) Read(p []byte) (int, error) {
+	if w.left <= 0 {
+		return 0, errLongHeader
+	}
+	n, err := w.Conn.Read(p[:min(int64(len(p)), w.left)])
+	w.left -= int64(n)
+	w.heard = w.heard || n > 0
+	return n, err
+}
+
+// silent is whether the upstream has neither closed the connection nor sent what
+// nobody asked for.
+func (w *wire) silent() bool {
+	if w.raw.Read(w.look) != nil {
+		return false
+	}
+	return w.came < 0 && (w.err == syscall.EAGAIN || w.err == syscall.EINTR)
+}
+
+// RoundTrip is http.RoundTripper's.
+func (d *direct) RoundTrip(req *http.Request) (*http.Response, error) {
+	if !simple(req) {
+		return d.standard.RoundTrip(req)
+	}
+	ctx := req.Context()
+	w := d.take()
+	used := w != nil
+	for {
+		if w == nil {
+			conn, err := d.dial(ctx)
+			if err != nil {
+				return nil, err
+			}
+			if w, err = newWire(conn); err != nil {
+				conn.Close()
+				return nil, err
+			}
+		}
+		res, err := d.ask(ctx, w, req)
+		// An upstream may close an unused connection at any time (RFC 9112 section 9.5),
+		// also while a request is on its way, which it then has not looked at. All that
+		// is asked here may be asked again.
+		if err == nil || !used || w.heard || ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			return res, err
+		}
+		w, used = nil, false
+	}
+}
+
+// simple is whether nothing but an answer comes of the request.
+func simple(req *http.Request) bool {
+	switch req.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+	default:
+		return false
+	}
+	return (req.Body == nil || req.Body == http.NoBody) && req.ContentLength == 0 && req.TransferEncoding == nil && req.Trailer == nil && !req.Close &&
+		req.Header["Upgrade"] == nil && req.Header["Expect"] == nil && req.Header["Connection"] == nil
+}
+
+// ask sends the request and reads the header of its answer. After an error the
+// connection is closed.
+func (d *direct) ask(ctx context.Context, w *wire, req *http.Request) (res *http.Response, err error) {
+	// Whoever ends the request closes the connection: there is no other way to end a
+	// read or write in progress for good.
+	stop := context.AfterFunc(ctx, func() { w.Conn.Close() })
+	defer func() {
+		if err != nil {
+			stop()
+			w.Conn.Close()
+			switch {
+			case ctx.Err() != nil:
+				err = ctx.Err()
+			case errors.Is(err, os.ErrDeadlineExceeded):
+				err = fmt.Errorf("no answer within %s: %w", d.patience, err)
+			}
+		}
+	}()
+	w.heard, w.left = false, maxHeader
+	w.Conn.SetDeadline(time.Now().Add(d.patience))
+	if w.out, err = appendHead(w.out[:0], req); err != nil {
+		return nil, err
+	}
+	if _, err = w.Conn.Write(w.out); err != nil {
+		return nil, err
+	}
+	for {
+		if res, err = http.ReadResponse(w.r, req); err != nil {
+			return nil, err
+		}
+		if res.StatusCode >= 200 {
+			break
+		}
+		if res.StatusCode == http.StatusSwitchingProtocols {
+			return nil, errSwitch
+		}
+		if trace := httptrace.ContextClientTrace(ctx); trace != nil && trace.Got1xxResponse != nil {
+			if err = trace.Got1xxResponse(res.StatusCode, textproto.MIMEHeader(res.Header)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	w.Conn.SetDeadline(time.Time{})
+	w.left = math.MaxInt64
+	a := &answer{from: res.Body, ctx: ctx, stop: stop, direct: d, keep: !res.Close}
+	a.wire.Store(w)
+	if res.Body == http.NoBody {
+		a.end(true)
+	} else {
+		res.Body = a
+	}
+	return res, nil
+}
+
+// An answer is the body of a response. At its end the connection is free for
+// another request.
+type answer struct {
+	from   io.Reader
+	ctx    context.Context // of the request, to tell why reading failed
+	stop   func() bool     // false: the request was ended from elsewhere
+	direct *direct
+	wire   atomic.Pointer[wire] // nil once it was given back
+	keep   bool                 // the upstream does not close the connection
+}
+
+func (a *answer) Read(p []byte) (int, error) {
+	n, err := a.from.Read(p)
+	if err != nil {
+		a.end(err == io.EOF)
+		if err != io.EOF && a.ctx.Err() != nil {
+			err = a.ctx.Err()
+		}
+	}
+	return n, err
+}
+
+// Close gives the connection up if the answer was not read to its end. It may be
+// called while somebody reads.
+func (a *answer) Close() error {
+	a.end(false)
+	return nil
+}
+
+func (a *answer) end(whole bool) {
+	w := a.wire.Swap(nil)
+	if w == nil {
+		return
+	}
+	if a.stop() && whole && a.keep && w.r.Buffered() == 0 {
+		a.direct.put(w)
+		return
+	}
+	w.Conn.Close()
+}
+
+// take is a connection that can be used again, nil if there is none.
+func (d *direct) take() *wire {
+	for {
+		d.mu.Lock()
+		last := len(d.idle) - 1
+		if last < 0 {
+			d.mu.Unlock()
+			return nil
+		}
+		w := d.idle[last]
+		d.idle[last] = nil
+		d.idle = d.idle[:last]
+		d.mu.Unlock()
+		if w.silent() {
+			return w
+		}
+		w.Conn.Close()
+	}
+}
+
+func (d *direct) put(w *wire) {
+	w.since = time.Now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed || len(d.idle) >= maxIdle {
+		w.Conn.Close()
+		return
+	}
+	if d.idle = append(d.idle, w); len(d.idle) == 1 {
+		d.tidier.Reset(tidyEvery)
+	}
+}
+
+// tidy closes connections that were not used for long, or that the upstream has
+// closed or spoiled.
+func (d *direct) tidy() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	kept := d.idle[:0]
+	for _, w := range d.idle {
+		if time.Since(w.since) < d.idleFor && w.silent() {
+			kept = append(kept, w)
+		} else {
+			w.Conn.Close()
+		}
+	}
+	clear(d.idle[len(kept):])
+	if d.idle = kept; len(kept) > 0 {
+		d.tidier.Reset(tidyEvery)
+	}
+}
+
+// close closes connections that carry no request, and those in use at their end.
+func (d *direct) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	d.tidier.Stop()
+	for _, w := range d.idle {
+		w.Conn.Close()
+	}
+	d.idle = nil
+}
+
+// appendHead appends the request without a body as RFC 9112 spells it. An error says
+// what would have been read as something else; nothing that is decided here lets
+// such a thing come so far.
+func appendHead(b []byte, req *http.Request) ([]byte, error) {
+	target, host := req.URL.RequestURI(), req.Host
+	if host == "" {
+		host = req.URL.Host
+	}
+	if !isVisible(target) || !isVisible(host) {
+		return b, fmt.Errorf("the request target or host holds blanks or controls")
+	}
+	b = append(append(append(b, req.Method...), ' '), target...)
+	b = append(append(append(b, " HTTP/1.1\r\nHost: "...), host...), "\r\n"...)
+	for name, values := range req.Header {
+		switch name {
+		case "Host", "Content-Length", "Transfer-Encoding", "Trailer":
+			continue // said by the request's other fields
+		case "User-Agent":
+			if len(values) == 1 && values[0] == "" {
+				continue // ReverseProxy's way to say that there is none
+			}
+		}
+		if !isToken(name) {
+			return b, fmt.Errorf("%q is no name of a header field", clip(name))
+		}
+		for _, value := range values {
+			if !isFieldValue(value) {
+				return b, fmt.Errorf("the value of %s holds a control", name)
+			}
+			b = append(append(append(append(b, name...), ": "...), value...), "\r\n"...)
+		}
+	}
+	return append(b, "\r\n"...), nil
+}
+
+func isVisible(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] <= ' ' || s[i] == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// isToken is RFC 9110 section 5.6.2.
+func isToken(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; c != '-' && !isAlphanumeric(c) && !isTokenMark(c) {
+			return false
+		}
+	}
+	return s != ""
+}
+
+func isTokenMark(c byte) bool {
+	switch c {
+	case '!', '#', '$', '%', '&', '\'', '*', '+', '.', '^', '_', '`', '|', '~':
+		return true
+	}
+	return false
+}
+
+// isFieldValue is RFC 9110 section 5.5, with the bytes of other scripts.
+func isFieldValue(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}
