@@ -81,6 +81,16 @@ func (s *scripted) serve(conn net.Conn, answers []string) {
 	}
 }
 
+// waitClosed waits until the gateway has closed a connection.
+func (s *scripted) waitClosed(t testing.TB, what string) {
+	t.Helper()
+	select {
+	case <-s.closed:
+	case <-time.After(10 * time.Second):
+		t.Errorf("%s: the connection was not closed", what)
+	}
+}
+
 // transports are the direct one and the standard one that it must not fall behind.
 func transports(t testing.TB, address string, patience time.Duration) map[string]http.RoundTripper {
 	t.Helper()
@@ -273,20 +283,17 @@ func TestEndedByClient(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: %v, want that the request was cancelled", c.name, err)
 		}
-		select {
-		case <-up.closed:
-		case <-time.After(10 * time.Second):
-			t.Errorf("%s: the connection was not closed", c.name)
-		}
+		up.waitClosed(t, c.name)
 		if got := get(t.Context(), rt, "GET", "http://"+up.address+"/"); got != "200 ok" {
 			t.Errorf("%s: the next request got %q", c.name, got)
 		}
 	}
-	// A body that nobody reads to its end, and one that is closed behind its end.
-	up := script(t, []string{"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", hold}, []string{ok, ok})
+	// A body that nobody reads to its end, and requests that end behind theirs.
+	up := script(t, []string{"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", hold}, []string{ok, ok, ok})
 	rt := transports(t, up.address, 10*time.Second)["direct"]
-	for i, want := range []int32{1, 2, 2} {
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+up.address+"/", nil)
+	for i, want := range []int32{1, 2, 2, 2} {
+		ctx, cancel := context.WithCancel(t.Context())
+		req, _ := http.NewRequestWithContext(ctx, "GET", "http://"+up.address+"/", nil)
 		res, err := rt.RoundTrip(req)
 		if err != nil {
 			t.Fatal(err)
@@ -295,6 +302,7 @@ func TestEndedByClient(t *testing.T) {
 			io.ReadAll(res.Body)
 		}
 		res.Body.Close()
+		cancel()
 		if n := up.connections.Load(); n != want {
 			t.Errorf("request %d came over connection %d, want %d", i, n, want)
 		}
@@ -341,7 +349,7 @@ func TestIdleUpstream(t *testing.T) {
 	}
 	get(t.Context(), u.transport, "GET", "http://"+up.address+"/")
 	u.Close()
-	<-up.closed // the idle one
+	up.waitClosed(t, "idle at the end")
 	req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+up.address+"/", nil)
 	res, err := u.transport.RoundTrip(req) // of a request that began before a reload
 	if err != nil {
@@ -350,7 +358,7 @@ func TestIdleUpstream(t *testing.T) {
 	if body, err := io.ReadAll(res.Body); string(body) != "ok" || err != nil {
 		t.Errorf("%q, %v", body, err)
 	}
-	<-up.closed
+	up.waitClosed(t, "in use at the end")
 }
 
 // TestNobodyElsesAnswer has many ask at once an upstream that closes connections
