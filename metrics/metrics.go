@@ -5,6 +5,7 @@ package metrics
 
 import (
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,6 +33,8 @@ type Metrics struct {
 	canaryT   *prometheus.GaugeVec
 	reloadOK  prometheus.Gauge
 	reloadedT prometheus.Gauge
+
+	outcomes sync.Map // *series by outcome
 }
 
 // Sources are the functions that a scrape asks. All must be set.
@@ -40,6 +43,7 @@ type Sources struct {
 	Streams        func() int64
 	CookiesDropped func() uint64
 	Omitted        func() uint64            // identity elements left out
+	LogLost        func() uint64            // lines of log that nobody took
 	Cuts           map[string]func() uint64 // requests in progress that were cut, by cause
 	Cache          func() (hits, misses uint64)
 	Issuers        func() []*token.Issuer
@@ -96,6 +100,7 @@ func New(version string, src Sources) *Metrics {
 		counter("durward_identity_elements_omitted_total", "Elements of array claims left out because they contain the separator.", func() float64 { return float64(src.Omitted()) }),
 		counter("durward_token_cache_hits_total", "Tokens that needed no signature check.", func() float64 { hits, _ := src.Cache(); return float64(hits) }),
 		counter("durward_token_cache_misses_total", "Tokens that were not in the cache.", func() float64 { _, misses := src.Cache(); return float64(misses) }),
+		counter("durward_log_lines_lost_total", "Lines of log that were lost because whoever reads it took none.", func() float64 { return float64(src.LogLost()) }),
 		state{src},
 	)
 	return m
@@ -112,12 +117,38 @@ func (m *Metrics) Observe(rec *decision.Record) {
 	if route == "" {
 		route = noRoute
 	}
-	m.requests.WithLabelValues(route, rec.Verdict.String(), string(rec.Reason)).Inc()
-	m.duration.WithLabelValues(route).Observe(rec.Took.Seconds())
+	s := m.of(outcome{route, rec.Verdict, rec.Reason})
+	s.requests.Inc()
+	s.duration.Observe(rec.Took.Seconds())
 	m.decided.Observe(rec.Decided.Seconds())
 	if rec.Waited > 0 {
-		m.upstream.WithLabelValues(route).Observe(rec.Waited.Seconds())
+		s.upstream.Observe(rec.Waited.Seconds())
 	}
+}
+
+// An outcome is what tells the series of requests apart. There are as few as there
+// are series.
+type outcome struct {
+	route   string
+	verdict decision.Verdict
+	reason  decision.Reason
+}
+
+// series are those that requests of one outcome count in.
+type series struct {
+	requests           prometheus.Counter
+	duration, upstream prometheus.Observer
+}
+
+// of finds the series once for each outcome: by its labels it takes longer than all
+// else about them.
+func (m *Metrics) of(o outcome) *series {
+	if s, known := m.outcomes.Load(o); known {
+		return s.(*series)
+	}
+	s := &series{m.requests.WithLabelValues(o.route, o.verdict.String(), string(o.reason)), m.duration.WithLabelValues(o.route), m.upstream.WithLabelValues(o.route)}
+	m.outcomes.Store(o, s)
+	return s
 }
 
 // Unparsed counts requests that never reached a decision.

@@ -95,7 +95,7 @@ func (c *command) demo(ctx context.Context) (err error) {
 	defer serveBehind(issuerL, issuer.handler())()
 	defer serveBehind(appL, app.handler())()
 	started := func(addresses) { c.demoWelcome(plan, config, *keep != "") }
-	return serve(ctx, config, demoLog{c.stderr}, started)
+	return serve(ctx, config, eachLine{demoLog{c.stderr}}, started)
 }
 
 // demoAddress is the address if it can be had, else one with a free port. It is

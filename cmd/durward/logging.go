@@ -70,7 +70,16 @@ func (g *gateway) logRequest(rec *decision.Record) {
 	case rec.Verdict != decision.Allow:
 		level = slog.LevelWarn
 	}
-	if g.audit.Enabled(context.Background(), level) {
+	switch {
+	case !g.audit.Enabled(context.Background(), level):
+	case g.requests != nil:
+		line := g.lines.Get().(*[]byte)
+		b := time.Now().AppendFormat(append((*line)[:0], `{"time":"`...), time.RFC3339Nano)
+		b = append(append(append(b, `","level":"`...), level.String()...), `","msg":"request","decision":`...)
+		*line = append(rec.AppendJSON(b), "}\n"...)
+		g.requests.Write(*line)
+		g.lines.Put(line)
+	default:
 		g.audit.LogAttrs(context.Background(), level, "request", slog.Any("decision", rec))
 	}
 }

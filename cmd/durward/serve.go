@@ -36,6 +36,8 @@ type gateway struct {
 	log        *slog.Logger
 	level      *slog.LevelVar
 	audit      *slog.Logger // for requests and revocations
+	requests   *logWriter   // takes requests as JSON without an slog handler; nil: audit does
+	lines      sync.Pool    // *[]byte, to make these lines in
 	auditLevel *slog.LevelVar
 	list       *denylist.List
 	journal    *denylist.Journal // nil without a state directory
@@ -84,14 +86,17 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 	g := &gateway{
 		path: path, level: new(slog.LevelVar), auditLevel: new(slog.LevelVar), reloads: make(chan chan []problem),
 		keys: map[*token.KeySet]context.CancelFunc{}, feeds: map[string]*feed{},
-		list: denylist.New(0), handler: &proxy.Handler{}, board: newBoard(),
+		lines: sync.Pool{New: func() any { return new([]byte) }},
+		list:  denylist.New(0), handler: &proxy.Handler{}, board: newBoard(),
 	}
 	g.following.Store(&map[string]*feed{})
 	var err error
 	if g.manager, err = newManager(); err != nil {
 		return err
 	}
-	b, err := g.first(path, stderr)
+	log := newLogWriter(stderr)
+	defer log.close()
+	b, err := g.first(path, log)
 	if err != nil {
 		return err
 	}
@@ -145,7 +150,7 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 }
 
 // first loads the configuration for the first time and opens the state.
-func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
+func (g *gateway) first(path string, log *logWriter) (*built, error) {
 	f, err := parseFile(path)
 	if err != nil {
 		return nil, err
@@ -167,9 +172,11 @@ func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
 	if wrong != nil {
 		return nil, problems(wrong)
 	}
-	handler := slog.Handler(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	handler := slog.Handler(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	if b.config.Log.Format == "text" {
-		handler = slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelDebug})
+		handler = slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})
+	} else {
+		g.requests = log
 	}
 	g.setLevels(b)
 	g.log, g.audit = slog.New(leveled{handler, g.level}), slog.New(leveled{handler, g.auditLevel})
@@ -211,7 +218,7 @@ func (g *gateway) first(path string, stderr io.Writer) (*built, error) {
 		cuts[cause.String()] = func() uint64 { return g.handler.Cuts(cause) }
 	}
 	g.metrics = metrics.New(version, metrics.Sources{
-		Inflight: g.handler.Inflight, Streams: g.handler.Streams, CookiesDropped: g.handler.CookiesDropped, Omitted: g.omitted,
+		Inflight: g.handler.Inflight, LogLost: log.Lost, Streams: g.handler.Streams, CookiesDropped: g.handler.CookiesDropped, Omitted: g.omitted,
 		Cuts:    cuts,
 		Cache:   func() (hits, misses uint64) { return g.current.Load().cache.Stats() },
 		Issuers: func() []*token.Issuer { return g.current.Load().issuers },

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -80,6 +81,18 @@ func (r *rig) candidates() []*candidate {
 		r.foreign("HAProxy, jwt_verify RS256, 5,000 tokens", "haproxy", r.haproxy(true), many()),
 		r.foreign("nginx, bare", "nginx", r.nginx, one),
 		r.foreign("Caddy, bare", "caddy", r.caddy, one),
+	}
+	if r.against != "" {
+		other := r.gateway("other", "")
+		command := other.command
+		other.command = func(port int) (*exec.Cmd, error) {
+			cmd, err := command(port)
+			if err == nil {
+				cmd.Path = r.against
+			}
+			return cmd, err
+		}
+		all = slices.Insert(all, 2, good("Durward, one token, other build", other, one))
 	}
 	return all
 }

@@ -41,6 +41,7 @@ func main() {
 	only := flag.String("only", "", "a regular `expression`: measure the candidates whose name it matches")
 	output := flag.String("o", "", "write the table to this `file` rather than to standard output")
 	flag.StringVar(&r.profile, "profile", "", "write a CPU profile of the gateway, cached and new tokens and refusals, to this `file`, and measure nothing")
+	flag.StringVar(&r.against, "against", "", "measure this other build of the gateway, too: a `file`")
 	flag.IntVar(&r.rounds, "rounds", 5, "how often each candidate is measured")
 	flag.DurationVar(&r.length, "length", 3*time.Second, "of a measurement")
 	flag.IntVar(&r.connections, "connections", 64, "that are kept alive")

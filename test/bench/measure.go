@@ -27,7 +27,7 @@ import (
 type rig struct {
 	rounds, connections, entries, routes int
 	length                               time.Duration
-	profile                              string
+	profile, against                     string
 
 	dir      string // ends with the run
 	self     string // this program
