@@ -119,6 +119,18 @@ func (d *direct) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !simple(req) {
 		return d.standard.RoundTrip(req)
 	}
+	res, _, err := d.exchange(req, func(code int, header textproto.MIMEHeader) error {
+		if trace := httptrace.ContextClientTrace(req.Context()); trace != nil && trace.Got1xxResponse != nil {
+			return trace.Got1xxResponse(code, header)
+		}
+		return nil
+	})
+	return res, err
+}
+
+// exchange asks for a request that is simple. hint is given informational responses;
+// its error ends the request.
+func (d *direct) exchange(req *http.Request, hint func(int, textproto.MIMEHeader) error) (*http.Response, *answer, error) {
 	ctx := req.Context()
 	w := d.take()
 	used := w != nil
@@ -126,19 +138,19 @@ func (d *direct) RoundTrip(req *http.Request) (*http.Response, error) {
 		if w == nil {
 			conn, err := d.dial(ctx)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			if w, err = newWire(conn); err != nil {
 				conn.Close()
-				return nil, err
+				return nil, nil, err
 			}
 		}
-		res, err := d.ask(ctx, w, req)
+		res, a, err := d.ask(ctx, w, req, hint)
 		// An upstream may close an unused connection at any time (RFC 9112 section 9.5),
 		// also while a request is on its way, which it then has not looked at. All that
 		// is asked here may be asked again.
 		if err == nil || !used || w.heard || ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
-			return res, err
+			return res, a, err
 		}
 		w, used = nil, false
 	}
@@ -157,7 +169,7 @@ func simple(req *http.Request) bool {
 
 // ask sends the request and reads the header of its answer. After an error the
 // connection is closed.
-func (d *direct) ask(ctx context.Context, w *wire, req *http.Request) (res *http.Response, err error) {
+func (d *direct) ask(ctx context.Context, w *wire, req *http.Request, hint func(int, textproto.MIMEHeader) error) (res *http.Response, a *answer, err error) {
 	// Whoever ends the request closes the connection: there is no other way to end a
 	// read or write in progress for good.
 	stop := context.AfterFunc(ctx, func() { w.Conn.Close() })
@@ -176,37 +188,35 @@ func (d *direct) ask(ctx context.Context, w *wire, req *http.Request) (res *http
 	w.heard, w.left = false, maxHeader
 	w.Conn.SetDeadline(time.Now().Add(d.patience))
 	if w.out, err = appendHead(w.out[:0], req); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if _, err = w.Conn.Write(w.out); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for {
 		if res, err = http.ReadResponse(w.r, req); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if res.StatusCode >= 200 {
 			break
 		}
 		if res.StatusCode == http.StatusSwitchingProtocols {
-			return nil, errSwitch
+			return nil, nil, errSwitch
 		}
-		if trace := httptrace.ContextClientTrace(ctx); trace != nil && trace.Got1xxResponse != nil {
-			if err = trace.Got1xxResponse(res.StatusCode, textproto.MIMEHeader(res.Header)); err != nil {
-				return nil, err
-			}
+		if err = hint(res.StatusCode, textproto.MIMEHeader(res.Header)); err != nil {
+			return nil, nil, err
 		}
 	}
 	w.Conn.SetDeadline(time.Time{})
 	w.left = math.MaxInt64
-	a := &answer{from: res.Body, ctx: ctx, stop: stop, direct: d, keep: !res.Close}
+	a = &answer{from: res.Body, ctx: ctx, stop: stop, direct: d, keep: !res.Close}
 	a.wire.Store(w)
 	if res.Body == http.NoBody {
 		a.end(true)
 	} else {
 		res.Body = a
 	}
-	return res, nil
+	return res, a, nil
 }
 
 // An answer is the body of a response. At its end the connection is free for
@@ -229,6 +239,12 @@ func (a *answer) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// awaited is whether nothing of the body has come yet.
+func (a *answer) awaited() bool {
+	w := a.wire.Load()
+	return w != nil && w.r.Buffered() == 0
 }
 
 // Close gives the connection up if the answer was not read to its end. It may be

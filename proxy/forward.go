@@ -66,61 +66,36 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 	}
 	sent := time.Now()
 	isStream := false
-	var rp httputil.ReverseProxy
-	rp = httputil.ReverseProxy{
-		Transport:  rt.Upstream.transport,
-		BufferPool: &h.buffers,
-		// Pass on each piece as it comes. For a short answer that is the one write
-		// that it takes anyway.
-		FlushInterval: -1,
-		ErrorLog:      slog.NewLogLogger(h.Log.Handler(), slog.LevelDebug),
-		Rewrite: func(pr *httputil.ProxyRequest) {
-			// Here and not in r: the server must find its own body in its own request,
-			// or it resets the connection of a client that still sends instead of
-			// closing it gently.
-			if pr.Out.Body != nil {
-				pr.Out.Body = upload
-			}
-			s.address(pr.Out, rt.Upstream, p)
-			s.cleanse(pr.Out, p)
-			s.introduce(pr.Out, rt, p, rec, assertion)
-		},
-		ModifyResponse: func(res *http.Response) error {
-			rec.Waited = time.Since(sent)
-			if res.StatusCode == http.StatusSwitchingProtocols && !isOnlyWebSocket(res.Request.Header) {
-				// ReverseProxy takes two missing Upgrade fields for agreement, and would
-				// open a tunnel past every later decision.
-				return errSwitch
-			}
-			h.checkResponse(s, res, ctx, rec, p)
-			if rw.grpc = rw.http2 && st != nil && isGRPC(res.Header.Get("Content-Type")); rw.grpc {
-				res.Body = &closing{res.Body, res, st}
-			}
-			if isStream = streams(res); isStream {
-				h.streams.Add(1)
-			}
-			if res.ContentLength == 0 {
-				// Nothing will come that could be late, and a header sent on its own
-				// would turn gRPC's "trailers only" into a header without trailers.
-				rp.FlushInterval = 0
-			}
-			return nil
-		},
-		ErrorHandler: func(_ http.ResponseWriter, out *http.Request, err error) {
-			rec.Waited = time.Since(sent)
-			reason, detail := classify(err, ctx, upload)
-			if rw.hints > maxHints {
-				reason, detail = decision.UpstreamUnreachable, "the upstream sent informational responses without end"
-			}
-			if cause := st.cut(); cause != NotCut {
-				reason, detail = cause.reason(), "cut before the upstream answered: "+cause.String()
-				rw.revive()
-			}
-			rec.Refuse(reason, detail)
-			if rw.status == 0 && reason != decision.ClientGone {
-				s.refuse(rw, r, rec, p)
-			}
-		},
+	received := func(res *http.Response) error {
+		rec.Waited = time.Since(sent)
+		if res.StatusCode == http.StatusSwitchingProtocols && !isOnlyWebSocket(res.Request.Header) {
+			// ReverseProxy takes two missing Upgrade fields for agreement, and would
+			// open a tunnel past every later decision.
+			return errSwitch
+		}
+		h.checkResponse(s, res, ctx, rec, p)
+		if rw.grpc = rw.http2 && st != nil && isGRPC(res.Header.Get("Content-Type")); rw.grpc {
+			res.Body = &closing{res.Body, res, st}
+		}
+		if isStream = streams(res); isStream {
+			h.streams.Add(1)
+		}
+		return nil
+	}
+	failed := func(err error) {
+		rec.Waited = time.Since(sent)
+		reason, detail := classify(err, ctx, upload)
+		if rw.hints > maxHints {
+			reason, detail = decision.UpstreamUnreachable, "the upstream sent informational responses without end"
+		}
+		if cause := st.cut(); cause != NotCut {
+			reason, detail = cause.reason(), "cut before the upstream answered: "+cause.String()
+			rw.revive()
+		}
+		rec.Refuse(reason, detail)
+		if rw.status == 0 && reason != decision.ClientGone {
+			s.refuse(rw, r, rec, p)
+		}
 	}
 	defer func() {
 		if isStream {
@@ -130,7 +105,45 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 			rec.Cut = cause.String()
 		}
 	}()
-	rp.ServeHTTP(rw, r.WithContext(ctx))
+	out := r.WithContext(ctx)
+	if d, ok := rt.Upstream.transport.(*direct); ok && isPlain(r) {
+		out.Header, out.Body = endToEnd(r.Header), nil
+		s.address(out, rt.Upstream, p)
+		s.cleanse(out, p)
+		s.introduce(out, rt, p, rec, assertion)
+		h.relay(d, rw, out, received, failed)
+	} else {
+		var rp httputil.ReverseProxy
+		rp = httputil.ReverseProxy{
+			Transport:  rt.Upstream.transport,
+			BufferPool: &h.buffers,
+			// Pass on each piece as it comes. For a short answer that is the one write
+			// that it takes anyway.
+			FlushInterval: -1,
+			ErrorLog:      slog.NewLogLogger(h.Log.Handler(), slog.LevelDebug),
+			Rewrite: func(pr *httputil.ProxyRequest) {
+				// Here and not in r: the server must find its own body in its own request,
+				// or it resets the connection of a client that still sends instead of
+				// closing it gently.
+				if pr.Out.Body != nil {
+					pr.Out.Body = upload
+				}
+				s.address(pr.Out, rt.Upstream, p)
+				s.cleanse(pr.Out, p)
+				s.introduce(pr.Out, rt, p, rec, assertion)
+			},
+			ModifyResponse: func(res *http.Response) error {
+				if res.ContentLength == 0 {
+					// Nothing will come that could be late, and a header sent on its own
+					// would turn gRPC's "trailers only" into a header without trailers.
+					rp.FlushInterval = 0
+				}
+				return received(res)
+			},
+			ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed(err) },
+		}
+		rp.ServeHTTP(rw, out)
+	}
 	done() // from here on nothing is cut any more: what comes next on the connection is another request
 	switch {
 	case rec.Reason == decision.ClientGone && rw.status == 0:
