@@ -68,7 +68,9 @@ type wire struct {
 	heard bool          // something came since the request began
 	since time.Time     // when it was used last
 
-	look func(fd uintptr) bool // reads into what follows, without waiting
+	step func(fd uintptr) bool // turn
+	sent int                   // bytes of out; -1: it is this request's turn to be sent
+	into []byte
 	came int
 	err  error
 }
@@ -84,34 +86,89 @@ func newWire(conn net.Conn) (*wire, error) {
 	}
 	w := &wire{Conn: conn, raw: raw}
 	w.r = bufio.NewReader(w)
-	w.look = func(fd uintptr) bool {
-		var b [1]byte
-		w.came, w.err = syscall.Read(int(fd), b[:])
-		return true
-	}
+	w.step = w.turn
 	return w, nil
 }
 
-var errLongHeader = fmt.Errorf("the response's header is larger than %d bytes", maxHeader)
+var (
+	errLongHeader = fmt.Errorf("the response's header is larger than %d bytes", maxHeader)
+	errSpoke      = errors.New("the upstream closed the connection, or spoke on it, before it was asked")
+)
 
-// Read is for w.r alone.
-func (w *wire) Read(p []byte) (int, error) {
+// Read is for w.r alone. The first one of a request sends the request.
+func (w *wire) Read(p []byte) (n int, err error) {
 	if w.left <= 0 {
 		return 0, errLongHeader
 	}
-	n, err := w.Conn.Read(p[:min(int64(len(p)), w.left)])
+	p = p[:min(int64(len(p)), w.left)]
+	if w.sent < 0 {
+		n, err = w.trade(p)
+	} else {
+		n, err = w.Conn.Read(p)
+	}
 	w.left -= int64(n)
 	w.heard = w.heard || n > 0
 	return n, err
 }
 
-// silent is whether the upstream has neither closed the connection nor sent what
-// nobody asked for.
-func (w *wire) silent() bool {
-	if w.raw.Read(w.look) != nil {
+// trade sends the request and reads the beginning of the answer. It is one read of the
+// connection in which the request is written: whatever comes wakes this goroutine
+// once, and nothing is tried before it can succeed. Each system call that is saved is
+// a fiftieth of a request.
+func (w *wire) trade(p []byte) (int, error) {
+	w.into, w.came, w.err = p, 0, nil
+	err := w.raw.Read(w.step)
+	w.into = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case w.err != nil:
+		return 0, w.err
+	case w.sent < len(w.out): // an upstream that does not read; or a very long request
+		if _, err := w.Conn.Write(w.out[w.sent:]); err != nil {
+			return 0, err
+		}
+		w.sent = len(w.out)
+		return w.Conn.Read(p)
+	case w.came == 0:
+		return 0, io.EOF
+	}
+	return w.came, nil
+}
+
+// turn is called when the connection may be readable; false waits until it is.
+func (w *wire) turn(fd uintptr) bool {
+	if w.sent < 0 {
+		w.sent = 0
+		if !silent(fd) {
+			w.err = errSpoke
+			return true
+		}
+		n, err := syscall.Write(int(fd), w.out)
+		if w.sent = max(n, 0); err != nil && err != syscall.EAGAIN && err != syscall.EINTR {
+			w.err = os.NewSyscallError("write", err)
+		}
+		return w.sent < len(w.out)
+	}
+	n, err := syscall.Read(int(fd), w.into)
+	if err == syscall.EAGAIN || err == syscall.EINTR {
 		return false
 	}
-	return w.came < 0 && (w.err == syscall.EAGAIN || w.err == syscall.EINTR)
+	w.came, w.err = n, os.NewSyscallError("read", err)
+	return true
+}
+
+// silent is whether the upstream has neither closed the connection nor sent what
+// nobody asked for.
+func silent(fd uintptr) bool {
+	var b [1]byte
+	n, err := syscall.Read(int(fd), b[:])
+	return n < 0 && (err == syscall.EAGAIN || err == syscall.EINTR)
+}
+
+// silent asks that of a connection that is not in use.
+func (w *wire) silent() (yes bool) {
+	return w.raw.Read(func(fd uintptr) bool { yes = silent(fd); return true }) == nil && yes
 }
 
 // RoundTrip is http.RoundTripper's.
@@ -190,9 +247,7 @@ func (d *direct) ask(ctx context.Context, w *wire, req *http.Request, hint func(
 	if w.out, err = appendHead(w.out[:0], req); err != nil {
 		return nil, nil, err
 	}
-	if _, err = w.Conn.Write(w.out); err != nil {
-		return nil, nil, err
-	}
+	w.sent = -1
 	for {
 		if res, err = http.ReadResponse(w.r, req); err != nil {
 			return nil, nil, err
@@ -266,24 +321,18 @@ func (a *answer) end(whole bool) {
 	w.Conn.Close()
 }
 
-// take is a connection that can be used again, nil if there is none.
+// take is the connection that was used last, nil if there is none.
 func (d *direct) take() *wire {
-	for {
-		d.mu.Lock()
-		last := len(d.idle) - 1
-		if last < 0 {
-			d.mu.Unlock()
-			return nil
-		}
-		w := d.idle[last]
-		d.idle[last] = nil
-		d.idle = d.idle[:last]
-		d.mu.Unlock()
-		if w.silent() {
-			return w
-		}
-		w.Conn.Close()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	last := len(d.idle) - 1
+	if last < 0 {
+		return nil
 	}
+	w := d.idle[last]
+	d.idle[last] = nil
+	d.idle = d.idle[:last]
+	return w
 }
 
 func (d *direct) put(w *wire) {

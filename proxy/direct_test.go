@@ -517,3 +517,28 @@ func TestHead(t *testing.T) {
 		}
 	}
 }
+
+// TestLongRequest: a request that does not fit into what the system holds for the
+// connection is sent to its end before an answer is waited for.
+func TestLongRequest(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{MaxHeaderBytes: 64 << 20, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, len(r.Header.Get("X-Long"))) })}
+	go srv.Serve(l)
+	defer srv.Close()
+	rt := transports(t, l.Addr().String(), 10*time.Second)["direct"]
+	for _, size := range []int{16 << 20, 1, 16 << 20} {
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+l.Addr().String()+"/", nil)
+		req.Header["X-Long"] = []string{strings.Repeat("x", size)}
+		res, err := rt.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		if res.Body.Close(); string(body) != fmt.Sprint(size) || err != nil {
+			t.Errorf("%d bytes: the upstream got %s, %v", size, body, err)
+		}
+	}
+}
