@@ -220,6 +220,7 @@ type table struct {
 	host   string
 	fold   bool // match without regard to ASCII case
 	mux    *http.ServeMux
+	depths depths // of the patterns
 	routes []*Route
 }
 
@@ -244,12 +245,21 @@ func (t *table) find(path Path) *Route {
 	if ok && e.exact(path.escaped) {
 		return e.route
 	}
-	decoded, escaped := path.decoded+"/", path.escaped+"/"
-	if n := len(path.escaped); path.escaped[n-1] == '/' {
-		if n == 1 {
-			return e.route // "/" has no other spelling
+	slashes, n := strings.Count(path.escaped, "/"), len(path.escaped)
+	var decoded, escaped string
+	switch {
+	case n == 1:
+		return e.route // "/" has no other spelling
+	case path.escaped[n-1] == '/':
+		if !t.depths.has(slashes - 1) {
+			return e.route
 		}
 		decoded, escaped = strings.TrimSuffix(path.decoded, "/"), path.escaped[:n-1]
+	default:
+		if !t.depths.has(slashes + 1) {
+			return e.route
+		}
+		decoded, escaped = path.decoded+"/", path.escaped+"/"
 	}
 	if o, found := t.match(decoded, escaped); found && o.exact(escaped) {
 		return o.route
@@ -258,10 +268,23 @@ func (t *table) find(path Path) *Route {
 }
 
 func (t *table) match(decoded, escaped string) (entry, bool) {
-	h, _ := t.mux.Handler(&http.Request{Method: http.MethodGet, URL: &url.URL{Path: decoded, RawPath: escaped}})
+	asked := struct {
+		http.Request
+		url.URL
+	}{http.Request{Method: http.MethodGet}, url.URL{Path: decoded, RawPath: escaped}}
+	asked.Request.URL = &asked.URL
+	h, _ := t.mux.Handler(&asked.Request)
 	e, ok := h.(entry)
 	return e, ok
 }
+
+// A depths is a set of numbers of slashes that patterns have. Only a pattern with as
+// many as the path can name it exactly.
+type depths uint64
+
+func (d *depths) add(n int) { *d |= 1 << min(n, 63) }
+
+func (d depths) has(n int) bool { return d>>min(n, 63)&1 != 0 }
 
 // exact tells whether the path is the one that the pattern names, and not some
 // path below it.
@@ -301,6 +324,7 @@ func newTable(host string, fold bool, routes []*Route, problem func(*Route, erro
 			continue
 		}
 		t.routes = append(t.routes, rt)
+		t.depths.add(e.depth)
 	}
 	return t
 }

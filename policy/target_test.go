@@ -144,6 +144,11 @@ func FuzzRoute(f *testing.F) {
 			if err != nil {
 				continue
 			}
+			every := *p.other
+			every.depths = ^depths(0)
+			if other := every.find(path); !path.parameters && !fold[i] && other != rt {
+				t.Fatalf("%q: judged by %q, but by %q if no pattern is left out", raw, rt.Name, other.Name)
+			}
 			for server, resolved := range resolve(path.Escaped(), fold[i]) {
 				if path.encodedSlash && server != "raw" {
 					continue // the route says that its upstream leaves these alone

@@ -92,9 +92,18 @@ func (t TrustedProxies) contains(addr netip.Addr) bool {
 type peer struct {
 	trusted bool       // the connection's other end is a trusted proxy
 	client  netip.Addr // the first address from the right that is not a trusted proxy; invalid on a unix socket
-	chain   string     // for X-Forwarded-For: what trusted proxies vouch for, then the connection's other end
+	chain   string     // from a trusted proxy: see forwardedFor
 	https   bool       // the client's scheme
 	host    string     // as it was asked for
+}
+
+// forwardedFor is what trusted proxies vouch for of X-Forwarded-For, then the
+// connection's other end; "" on a unix socket.
+func (p peer) forwardedFor() string {
+	if p.chain == "" && p.client.IsValid() {
+		return p.client.String()
+	}
+	return p.chain
 }
 
 // peer reads the connection and, from a trusted proxy, the forwarding headers.
@@ -105,13 +114,15 @@ func (t TrustedProxies) peer(r *http.Request) (peer, error) {
 	addrPort, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err == nil {
 		p.client = addrPort.Addr().Unmap().WithZone("")
-		p.chain = p.client.String()
 		p.trusted = t.contains(p.client)
 	} else {
 		p.trusted = t.unix
 	}
 	if !p.trusted {
 		return p, nil
+	}
+	if p.client.IsValid() {
+		p.chain = p.client.String()
 	}
 	t.walkBack(&p, r.Header.Values("X-Forwarded-For"))
 	switch proto := r.Header.Values("X-Forwarded-Proto"); {

@@ -79,7 +79,7 @@ func TestPeer(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || p.client.String() != c.client || p.chain != c.chain || p.https != c.https || p.host != c.host {
+		if err != nil || p.client.String() != c.client || p.forwardedFor() != c.chain || p.https != c.https || p.host != c.host {
 			t.Errorf("%s: got %+v, %v", c.name, p, err)
 		}
 	}

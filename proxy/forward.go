@@ -195,8 +195,8 @@ func (s *Snapshot) cleanse(out *http.Request, p *Passage) {
 // introduce says who is asking, and for whom the gateway speaks.
 func (s *Snapshot) introduce(out *http.Request, rt *Route, p *Passage, rec *decision.Record, assertion string) {
 	h := out.Header
-	if p.peer.chain != "" {
-		h["X-Forwarded-For"] = []string{p.peer.chain}
+	if chain := p.peer.forwardedFor(); chain != "" {
+		h["X-Forwarded-For"] = []string{chain}
 	}
 	h["X-Forwarded-Host"] = []string{p.host.String()}
 	h["X-Forwarded-Proto"] = []string{p.peer.proto()}
