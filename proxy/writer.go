@@ -21,6 +21,7 @@ type writer struct {
 	timeout time.Duration
 	http2   bool
 	http10  bool
+	empty   bool // the request has no body
 	grpc    bool // the answer can end with a status; set before it begins
 	status  int  // 0: nothing is sent yet
 	final   bool // close the connection behind the answer
@@ -29,6 +30,8 @@ type writer struct {
 	upload  *body              // nil: the upstream gets none
 	cancel  context.CancelFunc // ends the upstream's side
 	wire    net.Conn           // the connection, to drop it; nil on HTTP/2, where others use it too
+
+	until time.Time // when the write deadline elapses that was set last
 
 	started atomic.Bool              // the answer has begun
 	ended   atomic.Bool              // it was cut: no write gets time any more
@@ -42,8 +45,13 @@ func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // over: there an elapsed deadline resets the stream even if nobody writes. On
 // HTTP/1 it matters to the next write alone, which sets a new one.
 func (w *writer) begin() {
-	w.control.SetWriteDeadline(time.Now().Add(w.timeout))
+	// One that was just set still does: most answers are a few writes at once.
+	if until := time.Now().Add(w.timeout); w.until.Before(until.Add(-w.timeout / 16)) {
+		w.until = until
+		w.control.SetWriteDeadline(until)
+	}
 	if w.ended.Load() {
+		w.until = time.Time{}
 		w.control.SetWriteDeadline(w.last())
 	}
 }
@@ -59,7 +67,8 @@ func (w *writer) last() time.Time {
 
 func (w *writer) after() {
 	if w.http2 && !w.ended.Load() {
-		w.control.SetWriteDeadline(time.Time{})
+		w.until = time.Time{}
+		w.control.SetWriteDeadline(w.until)
 	}
 }
 
@@ -125,7 +134,7 @@ func (w *writer) end() {
 	if w.status == 0 || w.status == http.StatusSwitchingProtocols {
 		return
 	}
-	if w.http2 {
+	if w.http2 || w.empty {
 		w.begin()
 		return
 	}
