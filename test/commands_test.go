@@ -392,17 +392,18 @@ func TestImports(t *testing.T) {
 		}
 	}
 	inside := map[string][]string{
-		"durward/decision": {},
-		"durward/token":    {"durward/decision"},
-		"durward/denylist": {"durward/decision", "durward/token"},
-		"durward/policy":   {"durward/decision", "durward/token"},
-		"durward/proxy":    {"durward/decision", "durward/token", "durward/denylist", "durward/policy"},
-		"durward/tracing":  {"durward/decision", "durward/token"},
-		"durward/metrics":  {"durward/decision", "durward/token", "durward/denylist"},
-		"durward/test":     {},
+		"durward/decision":   {},
+		"durward/token":      {"durward/decision"},
+		"durward/denylist":   {"durward/decision", "durward/token"},
+		"durward/policy":     {"durward/decision", "durward/token"},
+		"durward/proxy":      {"durward/decision", "durward/token", "durward/denylist", "durward/policy"},
+		"durward/tracing":    {"durward/decision", "durward/token"},
+		"durward/metrics":    {"durward/decision", "durward/token", "durward/denylist"},
+		"durward/test":       {},
+		"durward/test/bench": {},
 	}
 	home := map[string][]string{ // of each dependency: a package, or the folder of the feeds
-		"github.com/golang-jwt/jwt/v5":                                    {"durward/token", "durward/proxy", "durward/cmd/durward"}, // verified, signed for upstreams, signed by the demo's issuer
+		"github.com/golang-jwt/jwt/v5":                                    {"durward/token", "durward/proxy", "durward/cmd/durward", "durward/test/bench"}, // verified, signed for upstreams, signed by the issuers of demo and benchmark
 		"github.com/MicahParks/keyfunc/v3":                                {"durward/token"},
 		"github.com/MicahParks/jwkset":                                    {"durward/token"},
 		"github.com/dgraph-io/ristretto/v2":                               {"durward/token"},

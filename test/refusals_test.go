@@ -221,7 +221,7 @@ routes:
 		}
 		eventually(t, 5*time.Second, "the record names "+c.reason, func() bool {
 			all := g.log.lines("request")
-			return all[len(all)-1]["decision"].(map[string]any)["reason"] == c.reason
+			return len(all) > 0 && all[len(all)-1]["decision"].(map[string]any)["reason"] == c.reason
 		})
 	}
 	if len(texts) != 1 {

@@ -77,7 +77,7 @@ func (g *gateway) logRequest(rec *decision.Record) {
 		b := time.Now().AppendFormat(append((*line)[:0], `{"time":"`...), time.RFC3339Nano)
 		b = append(append(append(b, `","level":"`...), level.String()...), `","msg":"request","decision":`...)
 		*line = append(rec.AppendJSON(b), "}\n"...)
-		g.requests.Write(*line)
+		g.requests.note(*line)
 		g.lines.Put(line)
 	default:
 		g.audit.LogAttrs(context.Background(), level, "request", slog.Any("decision", rec))

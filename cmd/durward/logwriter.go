@@ -8,36 +8,49 @@ import (
 )
 
 const (
-	logWaits = 50 * time.Millisecond // that a line waits at most for others, while somebody takes them
+	logWaits = 50 * time.Millisecond // that a request's line waits for others, and whoever says anything else for its being out
 	logSoon  = 64 << 10              // bytes that are written without waiting
 	logHolds = 4 << 20               // bytes that wait for somebody who takes none
 	logEnds  = 2 * time.Second       // that the end waits for the last lines to be taken
 )
 
 // A logWriter gathers lines of log and writes many at a time: a system call for each
-// would be a good part of what a request costs. Nobody ever waits for whoever reads
-// the log. What does not fit while it takes nothing is lost, whole lines of it, and
-// counted.
+// request would be a good part of what one costs. Nobody waits for long for whoever
+// reads the log. What does not fit while it takes nothing is lost, whole lines of it,
+// and counted.
 type logWriter struct {
 	to   io.Writer
 	some chan struct{} // the first line came; holds one
-	soon chan struct{} // there is much; holds one
+	soon chan struct{} // what is held is to be written now; holds one
 	end  chan struct{}
 	done chan struct{}
 
 	mu   sync.Mutex
 	held []byte
+	out  chan struct{} // closed once what is held was written
 	lost uint64
 }
 
 func newLogWriter(to io.Writer) *logWriter {
-	w := &logWriter{to: to, some: make(chan struct{}, 1), soon: make(chan struct{}, 1), end: make(chan struct{}), done: make(chan struct{})}
+	w := &logWriter{to: to, some: make(chan struct{}, 1), soon: make(chan struct{}, 1), end: make(chan struct{}), done: make(chan struct{}), out: make(chan struct{})}
 	go w.run()
 	return w
 }
 
-// Write takes one line, its end included. It never fails.
+// Write takes one line, its end included, and waits a little until it is out: whatever
+// happens next, it was said. It never fails.
 func (w *logWriter) Write(line []byte) (int, error) {
+	out := w.note(line)
+	nudge(w.soon)
+	select {
+	case <-out:
+	case <-time.After(logWaits):
+	}
+	return len(line), nil
+}
+
+// note takes one line, its end included, and does not wait.
+func (w *logWriter) note(line []byte) (out chan struct{}) {
 	w.mu.Lock()
 	before := len(w.held)
 	if before+len(line) <= logHolds {
@@ -46,6 +59,7 @@ func (w *logWriter) Write(line []byte) (int, error) {
 		w.lost++
 	}
 	after := len(w.held)
+	out = w.out
 	w.mu.Unlock()
 	if before == 0 {
 		nudge(w.some)
@@ -53,6 +67,14 @@ func (w *logWriter) Write(line []byte) (int, error) {
 	if before < logSoon && after >= logSoon {
 		nudge(w.soon)
 	}
+	return out
+}
+
+// unawaited is the writer for lines that are not waited for.
+type unawaited struct{ *logWriter }
+
+func (w unawaited) Write(line []byte) (int, error) {
+	w.note(line)
 	return len(line), nil
 }
 
@@ -85,12 +107,13 @@ func (w *logWriter) run() {
 			ended = true
 		}
 		w.mu.Lock()
-		lines := w.held
-		w.held = spare[:0]
+		lines, out := w.held, w.out
+		w.held, w.out = spare[:0], make(chan struct{})
 		w.mu.Unlock()
 		if len(lines) > 0 {
 			w.to.Write(lines) // where would a failure be said?
 		}
+		close(out)
 		if spare = lines; cap(spare) > 4*logSoon {
 			spare = nil
 		}

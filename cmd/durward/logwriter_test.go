@@ -43,14 +43,22 @@ func TestLogWriter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &slowReader{}
 		w := newLogWriter(r)
-		fmt.Fprintln(w, "first")
+		fmt.Fprintln(w, "awaited")
+		if got := r.lines(t); len(got) != 1 || got[0] != "awaited" {
+			t.Errorf("at once: %q", got)
+		}
+		began := time.Now()
+		fmt.Fprintln(unawaited{w}, "first")
+		if took := time.Since(began); took != 0 {
+			t.Errorf("a request waited %s", took)
+		}
 		time.Sleep(logWaits)
 		synctest.Wait()
-		if got := r.lines(t); len(got) != 1 || got[0] != "first" {
+		if got := r.lines(t); len(got) != 2 || got[1] != "first" {
 			t.Errorf("after %s: %q", logWaits, got)
 		}
 		for i := range 30_000 {
-			fmt.Fprintf(w, "%09d\n", i)
+			fmt.Fprintf(unawaited{w}, "%09d\n", i)
 		}
 		synctest.Wait()
 		if got := r.lines(t); len(got) < logSoon/10 {
@@ -59,16 +67,16 @@ func TestLogWriter(t *testing.T) {
 		fmt.Fprintln(w, "last")
 		w.close()
 		got := r.lines(t)
-		if len(got) != 30_002 || got[len(got)-1] != "last" {
+		if len(got) != 30_003 || got[len(got)-1] != "last" {
 			t.Fatalf("%d lines, the last is %q", len(got), got[len(got)-1])
 		}
-		for i, line := range got[1 : len(got)-1] {
+		for i, line := range got[2 : len(got)-1] {
 			if line != fmt.Sprintf("%09d", i) {
 				t.Fatalf("line %d is %q", i, line)
 			}
 		}
 		if r.calls > 100 || w.Lost() != 0 {
-			t.Errorf("%d writes for 30,002 lines; %d were lost", r.calls, w.Lost())
+			t.Errorf("%d writes for 30,003 lines; %d were lost", r.calls, w.Lost())
 		}
 	})
 }
@@ -81,15 +89,18 @@ func TestLogReaderStands(t *testing.T) {
 		w := newLogWriter(r)
 		const each = 100
 		line := strings.Repeat("x", each-1) + "\n"
-		io.WriteString(w, line)
-		time.Sleep(2 * logWaits) // the reader has begun with it
 		began := time.Now()
+		io.WriteString(w, line)
+		if took := time.Since(began); took != logWaits {
+			t.Errorf("whoever said something waited %s", took)
+		}
+		began = time.Now()
 		const more = 3 * logHolds / each
 		for range more {
-			io.WriteString(w, line)
+			w.note([]byte(line))
 		}
 		if took := time.Since(began); took != 0 {
-			t.Errorf("whoever logs waited %s", took)
+			t.Errorf("requests waited %s", took)
 		}
 		if lost := w.Lost(); lost != more-logHolds/each {
 			t.Errorf("%d of %d lines are lost, want %d", lost, more, more-logHolds/each)

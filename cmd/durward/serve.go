@@ -175,14 +175,16 @@ func (g *gateway) first(path string, log *logWriter) (*built, error) {
 	if wrong != nil {
 		return nil, problems(wrong)
 	}
-	handler := slog.Handler(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	all := &slog.HandlerOptions{Level: slog.LevelDebug}
+	handler := slog.Handler(slog.NewJSONHandler(log, all))
+	audit := handler
 	if b.config.Log.Format == "text" {
-		handler = slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})
+		handler, audit = slog.NewTextHandler(log, all), slog.NewTextHandler(unawaited{log}, all)
 	} else {
 		g.requests = log
 	}
 	g.setLevels(b)
-	g.log, g.audit = slog.New(leveled{handler, g.level}), slog.New(leveled{handler, g.auditLevel})
+	g.log, g.audit = slog.New(leveled{handler, g.level}), slog.New(leveled{audit, g.auditLevel})
 	g.list.SetIssuers(b.limits)
 	// What was promised is kept, whatever the limit says now; use sets it.
 	g.list.SetMaxEntries(math.MaxInt)
