@@ -56,6 +56,7 @@ var (
 type Ends struct {
 	Log         string // tells this log from one that was made anew in its place
 	First, Last uint64 // the oldest message that is kept, and the latest; Last is First-1 if there is none
+	Missing     uint64 // of those between
 }
 
 // A Refusal is a line that whoever it is handed to does not take, now or later.
@@ -382,6 +383,9 @@ func (s *Stream) session(whole context.Context) error {
 	defer quiet.Stop()
 	err = s.Engine.Read(ctx, after, func(number uint64, data []byte) error {
 		if number != after+1 {
+			s.mu.Lock()
+			s.anew = true // only a snapshot knows what stood there
+			s.mu.Unlock()
 			return fmt.Errorf("%w: %d comes after %d", errHole, number, after)
 		}
 		quiet.Reset(streamSilence)
@@ -767,7 +771,7 @@ func (s *Stream) signNow(ctx context.Context, now time.Time) error {
 
 // save leaves a snapshot with the engine now and then.
 func (s *Stream) save(ctx context.Context) {
-	var version uint64
+	var version, missing uint64
 	for pause := 2 * time.Second; sleep(ctx, pause/2+mathrand.N(pause)); pause = min(2*pause, 30*time.Second) {
 		if s.Source.State(time.Now()) != Live || !s.Follower.Whole() {
 			continue
@@ -789,6 +793,7 @@ func (s *Stream) save(ctx context.Context) {
 		case err != nil:
 			continue
 		case saved.At.Number+1 < ends.First: // it covers nothing any more
+		case ends.Missing != missing: // somebody took messages out: who comes late knows them by a snapshot alone
 		case saved.At.Log != at.Log || saved.Made.Before(broke) || age > snapshotLasts || age > snapshotEvery && s.List.Version() != version:
 		default:
 			continue
@@ -800,7 +805,7 @@ func (s *Stream) save(ctx context.Context) {
 			}
 			continue
 		}
-		version = held
+		version, missing = held, ends.Missing
 	}
 }
 

@@ -70,7 +70,8 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		rec.Waited = time.Since(sent)
 		if res.StatusCode == http.StatusSwitchingProtocols && !isOnlyWebSocket(res.Request.Header) {
 			// ReverseProxy takes two missing Upgrade fields for agreement, and would
-			// open a tunnel past every later decision.
+			// open a tunnel past every later decision, if http.Transport gave it a body
+			// that can be written to. That it does not is nothing to rely on.
 			return errSwitch
 		}
 		h.checkResponse(s, res, ctx, rec, p)

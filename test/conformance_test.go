@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"log/slog"
@@ -44,6 +45,8 @@ type carrier struct {
 	copy    func() func() // keeps what there is, to be put back later
 	anew    func()        // as if it had never been
 	cut     func(bool)    // the way between it and the subscribers
+	slow    func(bool)    // a few bytes at a time come by that way
+	remove  func(string)  // what is carried, from its middle; nil if that cannot be
 	follow  func(ctx context.Context, s *subscriber)
 	forged  func(jti string) string // what nobody signed; nil if this feed knows no signatures
 	apart   bool                    // writers and subscribers come by ways of their own
@@ -91,6 +94,27 @@ func newSubscriber(t *testing.T, keys denylist.Keys) *subscriber {
 	s.source.Begin()
 	s.config = denylist.FollowerConfig{List: s.list, Source: s.source, Keys: keys, Lines: s.lines, Canary: func(time.Duration) { s.canaries.Add(1) }}
 	return s
+}
+
+// record is what was said to revoke a jti, as it is carried; "" if it is not.
+func (c *carrier) record(jti string) string {
+	for _, line := range c.said() {
+		text := line
+		if parts := strings.Split(line, "."); len(parts) == 3 {
+			payload, _ := base64.RawURLEncoding.DecodeString(parts[1])
+			text = string(payload)
+		}
+		if strings.Contains(text, fmt.Sprintf(`"jti":%q`, jti)) {
+			return line
+		}
+	}
+	return ""
+}
+
+// has waits until a record is carried again, as it was.
+func (c *carrier) has(record string) {
+	c.t.Helper()
+	eventually(c.t, carriedSoon, "what was lost is handed back", func() bool { return slices.Contains(c.said(), record) })
 }
 
 // join begins to follow, as a gateway that knows nothing yet.
@@ -301,7 +325,7 @@ func carryHTTP(poll bool) func(t *testing.T) *carrier {
 			}
 			return func() { again(func() { begin(at, list, denylist.NewLog()) }) }
 		}
-		c.cut = w.set
+		c.cut, c.slow = w.set, w.crawl
 		c.follow = func(ctx context.Context, s *subscriber) {
 			f, err := httpfeed.New(httpfeed.Config{URLs: []string{"http://" + w.Addr().String()}, Poll: poll}, denylist.NewFollower(s.config), s.list, s.source, "", s.lines)
 			if err != nil {
@@ -354,7 +378,7 @@ func carryEngine(begin func(testing.TB) *engine, isNATS bool) func(t *testing.T)
 		self := newSubscriber(t, keys)
 		writer := stream(e.address(), self, true)
 		background(t, func(ctx context.Context) { writer.Run(ctx) })
-		c := &carrier{t: t, raw: e.append, stop: e.stop, start: e.start, cut: w.set, forged: unsigned, apart: true, refills: true}
+		c := &carrier{t: t, raw: e.append, stop: e.stop, start: e.start, cut: w.set, slow: w.crawl, remove: e.remove, forged: unsigned, apart: true, refills: true}
 		c.copy = func() func() {
 			e.stop()
 			putBack := e.copy()
@@ -518,12 +542,14 @@ func TestConformance(t *testing.T) {
 				s := c.join(keys)
 				s.knows("a")
 				s.becomes(denylist.Live)
+				lost := c.record("a")
 				c.anew()
 				c.revoke("b", 0)
 				s.knows("b")
 				s.still("a")
 				s.becomes(denylist.Live)
 				if c.refills {
+					c.has(lost) // and not only a snapshot that was made since
 					c.join(keys).knows("a", "b")
 				}
 			},
@@ -535,16 +561,52 @@ func TestConformance(t *testing.T) {
 				s.becomes(denylist.Live)
 				c.revoke("b", 0)
 				s.knows("b")
+				lost := c.record("b")
 				putBack()
 				c.revoke("c", 0)
 				s.knows("c")
 				s.still("a", "b")
 				s.becomes(denylist.Live)
+				if c.refills {
+					c.has(lost)
+				}
 				late := c.join(keys)
 				late.knows("a", "c")
 				if c.refills {
 					late.knows("b")
 				}
+			},
+			"one is missing": func(c *carrier) {
+				if c.remove == nil {
+					return // a file's lines stand for themselves, a hub's records are its own, and NATS is told to let nobody (deny_delete)
+				}
+				c.revoke("a", 0)
+				c.revoke("b", 0)
+				c.revoke("c", 0)
+				s := c.join(keys)
+				s.knows("a", "b", "c")
+				s.becomes(denylist.Live)
+				c.remove(c.record("b"))
+				late := c.join(keys)
+				eventually(c.t, time.Minute, "who comes late has a snapshot", func() bool { return late.source.State(time.Now()) == denylist.Live })
+				late.still("a", "b", "c")
+				s.still("a", "b", "c")
+			},
+			"slow": func(c *carrier) {
+				if !c.apart {
+					return // a file is there or not
+				}
+				for i := range 50 {
+					c.revoke(fmt.Sprint("old-", i), 0)
+				}
+				c.slow(true)
+				s := c.join(keys)
+				c.revoke("a", 0)
+				s.knows("old-0", "old-49", "a")
+				s.becomes(denylist.Live)
+				c.revoke("b", 0)
+				s.knows("b")
+				c.slow(false)
 			},
 			"clocks apart": func(c *carrier) {
 				s := c.join(keys)

@@ -28,8 +28,9 @@ type engine struct {
 	stop  func() // at once
 	// A client of its own does what no gateway may.
 	append func(data string)
-	delete func() // the log, as if it had never been
-	trim   func() // all of the log but its end
+	remove func(data string) // a message, from the middle of the log; nil where deny_delete lets nobody
+	delete func()            // the log, as if it had never been
+	trim   func()            // all of the log but its end
 }
 
 const engineStream = "REVOCATIONS"
@@ -155,6 +156,17 @@ func newRedis(t testing.TB) *engine {
 			}
 		}
 		t.Fatal("no number is free")
+	}
+	e.remove = func(data string) {
+		all, err := client.XRange(ctx, "revocations", "-", "+").Result()
+		must(err)
+		for _, m := range all {
+			if m.Values["r"] == data {
+				must(client.XDel(ctx, "revocations", m.ID).Err())
+				return
+			}
+		}
+		t.Fatal("there is no such message")
 	}
 	e.delete = func() { must(client.FlushAll(ctx).Err()) }
 	e.trim = func() { must(client.XTrimMaxLen(ctx, "revocations", 1).Err()) }

@@ -16,6 +16,7 @@ type wire struct {
 	to   string
 	mu   sync.Mutex
 	cut  bool
+	slow bool
 	open map[net.Conn]bool
 }
 
@@ -63,11 +64,36 @@ func (w *wire) carry(near net.Conn) {
 		io.Copy(far, near)
 		far.Close()
 	}()
-	io.Copy(near, far)
+	w.crawling(near, far)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.open, near)
 	delete(w.open, far)
+}
+
+// crawling copies, a few bytes every few milliseconds while the wire is slow.
+func (w *wire) crawling(near, far net.Conn) {
+	for b := make([]byte, 32<<10); ; {
+		w.mu.Lock()
+		slow := w.slow
+		w.mu.Unlock()
+		p := b
+		if slow {
+			time.Sleep(5 * time.Millisecond) // what is slow is slow for a time
+			p = b[:200]
+		}
+		n, err := far.Read(p)
+		if _, failed := near.Write(p[:n]); err != nil || failed != nil {
+			return
+		}
+	}
+}
+
+// crawl makes the wire slow, or fast again.
+func (w *wire) crawl(slow bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.slow = slow
 }
 
 // set cuts the wire, or mends it.

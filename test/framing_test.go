@@ -135,6 +135,7 @@ func TestFraming(t *testing.T) {
 		for how, dial := range dial {
 			app.take()
 			conn := dial()
+			conn.SetDeadline(time.Now().Add(10 * time.Second))
 			own := "/" + how + strings.Map(func(r rune) rune {
 				if 'a' <= r && r <= 'z' || '0' <= r && r <= '9' {
 					return r
@@ -179,6 +180,7 @@ func TestFramingRecords(t *testing.T) {
 	g, app, dial := newFramingWorld(t)
 	conn := dial["plain"]()
 	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
 	io.WriteString(conn, "GET /one HTTP/1.1\r\nHost: app.test\r\n\r\nPOST /two?secret HTTP/1.1\r\nHost: app.test\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /three HTTP/1.1\r\nHost: app.test\r\n\r\n")
 	in := bufio.NewReader(conn)
 	for i, want := range []int{200, 400} {

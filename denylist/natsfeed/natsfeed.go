@@ -209,7 +209,7 @@ func (e *Engine) Ends(ctx context.Context) (denylist.Ends, error) {
 	if err := e.cfg.verify(info.Config); err != nil {
 		return denylist.Ends{}, err
 	}
-	ends := denylist.Ends{Log: info.Created.UTC().Format(time.RFC3339Nano), First: info.State.FirstSeq, Last: info.State.LastSeq}
+	ends := denylist.Ends{Log: info.Created.UTC().Format(time.RFC3339Nano), First: info.State.FirstSeq, Last: info.State.LastSeq, Missing: uint64(info.State.NumDeleted)}
 	if info.State.Msgs == 0 {
 		ends.First = ends.Last + 1
 	}

@@ -205,9 +205,11 @@ func (e *Engine) Ends(ctx context.Context) (denylist.Ends, error) {
 	}
 	var head *redis.SliceCmd
 	var oldest *redis.XMessageSliceCmd
+	var kept *redis.IntCmd
 	_, err := e.client.TxPipelined(ctx, func(p redis.Pipeliner) error {
 		head = p.HMGet(ctx, e.key("head"), "log", "seq")
 		oldest = p.XRangeN(ctx, e.cfg.Stream, "-", "+", 1)
+		kept = p.XLen(ctx, e.cfg.Stream)
 		return nil
 	})
 	if err != nil {
@@ -226,6 +228,9 @@ func (e *Engine) Ends(ctx context.Context) (denylist.Ends, error) {
 	if messages := oldest.Val(); len(messages) > 0 {
 		if ends.First, err = number(messages[0].ID); err != nil {
 			return denylist.Ends{}, err
+		}
+		if between := ends.Last - ends.First + 1; between > uint64(kept.Val()) {
+			ends.Missing = between - uint64(kept.Val())
 		}
 	}
 	return ends, nil
