@@ -288,6 +288,25 @@ func (l *logBuffer) String() string {
 	return l.text.String()
 }
 
+// requestLines is how many requests the log has, once it has all that were counted:
+// a line waits a moment for others.
+func (g *gateway) requestLines() (n int) {
+	g.t.Helper()
+	counted := 0
+	for line := range strings.Lines(send(g.t, "GET", g.admin+"/metrics", "").Body) {
+		if strings.HasPrefix(line, "durward_requests_total{") {
+			var value float64
+			fmt.Sscan(line[strings.LastIndex(line, " ")+1:], &value)
+			counted += int(value)
+		}
+	}
+	eventually(g.t, 5*time.Second, "the log has all requests", func() bool {
+		n = len(g.log.lines("request"))
+		return n >= counted
+	})
+	return n
+}
+
 // lines are the log's JSON lines with this message.
 func (l *logBuffer) lines(msg string) (found []map[string]any) {
 	for line := range strings.Lines(l.String()) {

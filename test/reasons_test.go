@@ -155,7 +155,7 @@ func (w *reasonWorld) walk(t *testing.T, row reasonRow) {
 	}
 	g := row.on
 	w.secrets = append(w.secrets, row.fault.secrets()...)
-	counted, logged := requestsCounted(t, g, row), len(g.log.lines("request"))
+	counted, logged := requestsCounted(t, g, row), g.requestLines()
 	times := 1
 	switch {
 	case row.hangsUp:
@@ -201,7 +201,7 @@ func (w *reasonWorld) passes(t *testing.T, row reasonRow) {
 		t.Fatal("the row has no twin")
 	}
 	w.secrets = append(w.secrets, row.twin.secrets()...)
-	logged := len(row.on.log.lines("request"))
+	logged := row.on.requestLines()
 	a := exchange(t, "tcp", row.on.public[0], row.twin.method, row.twin.wire())
 	if a.StatusCode != row.twinStatus || a.reason() != "" {
 		t.Errorf("without the fault: %s %q: %s", a.Status, a.reason(), a.Body)

@@ -8,7 +8,8 @@ import (
 )
 
 const (
-	logWaits = 50 * time.Millisecond // that a request's line waits for others, and whoever says anything else for its being out
+	logWaits = 5 * time.Millisecond  // that a request's line waits for others; the fewer requests there are, the less it matters
+	logStays = 50 * time.Millisecond // that whoever says anything else waits for its being out
 	logSoon  = 64 << 10              // bytes that are written without waiting
 	logHolds = 4 << 20               // bytes that wait for somebody who takes none
 	logEnds  = 2 * time.Second       // that the end waits for the last lines to be taken
@@ -44,7 +45,7 @@ func (w *logWriter) Write(line []byte) (int, error) {
 	nudge(w.soon)
 	select {
 	case <-out:
-	case <-time.After(logWaits):
+	case <-time.After(logStays):
 	}
 	return len(line), nil
 }

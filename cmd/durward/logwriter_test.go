@@ -91,7 +91,7 @@ func TestLogReaderStands(t *testing.T) {
 		line := strings.Repeat("x", each-1) + "\n"
 		began := time.Now()
 		io.WriteString(w, line)
-		if took := time.Since(began); took != logWaits {
+		if took := time.Since(began); took != logStays {
 			t.Errorf("whoever said something waited %s", took)
 		}
 		began = time.Now()
