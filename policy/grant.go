@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -354,7 +355,7 @@ func (rt *Route) judge(method string, c *token.Claims, rec *decision.Record) {
 		rec.Grant = scope.name
 		rec.Remedy = &decision.Remedy{Scopes: scope.scopes}
 		rec.Refuse(decision.InsufficientScope, fmt.Sprintf("%s needs %s, the token has %s",
-			scope.name, strings.Join(scope.scopes, " "), strings.Join(c.Scopes, " ")))
+			scope.name, strings.Join(scope.scopes, " "), cmp.Or(strings.Join(c.Scopes, " "), "none")))
 	default:
 		rec.Refuse(decision.Forbidden, "no grant for this method holds")
 	}
