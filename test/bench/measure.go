@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -79,7 +80,7 @@ func (r *rig) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	r.cleanup = append(r.cleanup, func() { up.Process.Kill(); up.Wait() })
-	return answers(r.upstream, 5*time.Second)
+	return answers(r.upstream, "/", 5*time.Second)
 }
 
 func (r *rig) close() {
@@ -99,13 +100,15 @@ func freePort() int {
 
 // answers waits until whoever listens on the port answers a request with anything but
 // 502 and 503.
-func answers(port int, patience time.Duration) error {
+func answers(port int, path string, patience time.Duration) error {
 	client := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	for began := time.Now(); ; time.Sleep(time.Millisecond) {
-		res, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
+		res, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", port, path))
 		if err == nil {
+			body, _ := io.ReadAll(res.Body)
 			res.Body.Close()
-			if res.StatusCode != http.StatusBadGateway && res.StatusCode != http.StatusServiceUnavailable {
+			// A feed that took long to read the first time is ready, and for a moment stale.
+			if res.StatusCode != http.StatusBadGateway && res.StatusCode != http.StatusServiceUnavailable && !bytes.Contains(body, []byte(`"stale"`)) {
 				return nil
 			}
 			err = errors.New(res.Status)
@@ -151,7 +154,11 @@ func (s *server) start(ctx context.Context) error {
 		return err
 	}
 	s.cmd = pinned
-	if err := answers(s.port, 2*time.Minute); err != nil {
+	port, path := s.port, "/"
+	if s.admin != 0 {
+		port, path = s.admin, "/readyz"
+	}
+	if err := answers(port, path, 2*time.Minute); err != nil {
 		s.stop()
 		return fmt.Errorf("%w\n%s", err, &s.said)
 	}
