@@ -172,7 +172,6 @@ func init() { redis.SetLogger(silent{}) } // the client has no other way
 type Engine struct {
 	cfg    Config
 	client *redis.Client
-	log    string // under which it would begin a log
 
 	mu     sync.Mutex
 	looked time.Time // at the server's settings
@@ -189,7 +188,7 @@ func Open(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Engine{cfg: cfg, client: redis.NewClient(o), log: rand.Text()}, nil
+	return &Engine{cfg: cfg, client: redis.NewClient(o)}, nil
 }
 
 // Close ends the connections.
@@ -352,7 +351,9 @@ func (e *Engine) Append(ctx context.Context, data []byte, _ bool) error {
 	conn := e.client.Conn() // what is waited for is what this connection wrote
 	defer conn.Close()
 	minutes := int(e.cfg.Keep / time.Minute)
-	if err := appendScript.Run(ctx, conn, []string{e.cfg.Stream, e.key("head"), e.key("minutes")}, data, e.log, minutes).Err(); err != nil {
+	// The name is for a log that this begins. It is another one each time: who began a
+	// log, and begins it again after it was deleted, must notice too.
+	if err := appendScript.Run(ctx, conn, []string{e.cfg.Stream, e.key("head"), e.key("minutes")}, data, rand.Text(), minutes).Err(); err != nil {
 		return fmt.Errorf("write to stream %q of Redis: %w", e.cfg.Stream, err)
 	}
 	if e.cfg.MinReplicas == 0 {
@@ -479,7 +480,7 @@ func Init(ctx context.Context, cfg Config) (did []string, err error) {
 		return nil, err
 	}
 	defer e.Close()
-	made, err := e.client.HSetNX(ctx, e.key("head"), "log", e.log).Result()
+	made, err := e.client.HSetNX(ctx, e.key("head"), "log", rand.Text()).Result()
 	if err != nil {
 		return nil, fmt.Errorf("begin stream %q of Redis: %w", cfg.Stream, err)
 	}
