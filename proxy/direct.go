@@ -173,7 +173,7 @@ func (w *wire) silent() (yes bool) {
 
 // RoundTrip is http.RoundTripper's.
 func (d *direct) RoundTrip(req *http.Request) (*http.Response, error) {
-	if !simple(req) {
+	if !simple(req) || req.Close || req.Header["Connection"] != nil {
 		return d.standard.RoundTrip(req)
 	}
 	res, _, err := d.exchange(req, func(code int, header textproto.MIMEHeader) error {
@@ -220,8 +220,8 @@ func simple(req *http.Request) bool {
 	default:
 		return false
 	}
-	return (req.Body == nil || req.Body == http.NoBody) && req.ContentLength == 0 && req.TransferEncoding == nil && req.Trailer == nil && !req.Close &&
-		req.Header["Upgrade"] == nil && req.Header["Expect"] == nil && req.Header["Connection"] == nil
+	return (req.Body == nil || req.Body == http.NoBody) && req.ContentLength == 0 && req.TransferEncoding == nil && req.Trailer == nil &&
+		req.Header["Upgrade"] == nil && req.Header["Expect"] == nil
 }
 
 // ask sends the request and reads the header of its answer. After an error the
@@ -254,6 +254,9 @@ func (d *direct) ask(ctx context.Context, w *wire, req *http.Request, hint func(
 		}
 		if res.StatusCode >= 200 {
 			break
+		}
+		if res.StatusCode < 100 {
+			return nil, nil, errStatus
 		}
 		if res.StatusCode == http.StatusSwitchingProtocols {
 			return nil, nil, errSwitch
@@ -388,7 +391,7 @@ func appendHead(b []byte, req *http.Request) ([]byte, error) {
 		host = req.URL.Host
 	}
 	if !isVisible(target) || !isVisible(host) {
-		return b, fmt.Errorf("the request target or host holds blanks or controls")
+		return b, errors.New("the request target or host holds blanks or controls")
 	}
 	b = append(append(append(b, req.Method...), ' '), target...)
 	b = append(append(append(b, " HTTP/1.1\r\nHost: "...), host...), "\r\n"...)

@@ -182,6 +182,7 @@ func TestHostileUpstreams(t *testing.T) {
 		{"an answer behind 204", "", [][]string{{"HTTP/1.1 204 No Content\r\n\r\n" + evil, evil}, good}, []string{"204 ", "200 ok"}, 2, true},
 		{"a body behind HEAD", "HEAD", [][]string{{ok + evil, evil}, good}, []string{"200 ", "200 "}, 2, true},
 		{"an answer behind chunks", "", [][]string{{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n" + evil, evil}, good}, []string{"200 ok", "200 ok"}, 2, true},
+		{"a status below 100", "", [][]string{{"HTTP/1.1 000 OK\r\nContent-Length: 0\r\n\r\n"}, {"HTTP/1.1 099 OK\r\nContent-Length: 0\r\n\r\n"}, good}, []string{"error", "error", "200 ok"}, 3, true},
 		{"switches protocols unasked", "", [][]string{{"HTTP/1.1 101 Switching Protocols\r\n\r\n"}, good}, []string{"error", "200 ok"}, 2, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

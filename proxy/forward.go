@@ -21,7 +21,8 @@ import (
 var (
 	errTooLarge = errors.New("the request body is larger than the route takes")
 	errCut      = errors.New("the request was cut")
-	errSwitch   = errors.New("the upstream switched protocols without being asked")
+	errStatus   = errors.New("the upstream's status is none")
+	errSwitch   = errors.New("the upstream switched to another protocol than it was asked for")
 )
 
 // forward sends an allowed request to its upstream. Whatever can fail is done
@@ -68,10 +69,13 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 	isStream := false
 	received := func(res *http.Response) error {
 		rec.Waited = time.Since(sent)
-		if res.StatusCode == http.StatusSwitchingProtocols && !isOnlyWebSocket(res.Request.Header) {
+		switch {
+		case res.StatusCode >= 200:
+		case res.StatusCode != http.StatusSwitchingProtocols:
+			return errStatus // 000 to 099, at which the server would panic
+		case !isOnlyWebSocket(res.Request.Header) || !isOnlyWebSocket(res.Header):
 			// ReverseProxy takes two missing Upgrade fields for agreement, and would
-			// open a tunnel past every later decision, if http.Transport gave it a body
-			// that can be written to. That it does not is nothing to rely on.
+			// open a tunnel past every later decision.
 			return errSwitch
 		}
 		h.checkResponse(s, res, ctx, rec, p)
@@ -171,8 +175,9 @@ func (s *Snapshot) address(out *http.Request, u *Upstream, p *Passage) {
 }
 
 // cleanse takes off what a client may not say to an upstream: credentials,
-// identity in any spelling, forwarding headers, upgrades other than WebSocket,
-// and trailers, which come after everything was judged.
+// identity in any spelling, forwarding headers, upgrades other than to WebSocket or
+// by HTTP/1.0 (RFC 9110 section 7.8), and trailers, which come after everything was
+// judged.
 func (s *Snapshot) cleanse(out *http.Request, p *Passage) {
 	h := out.Header
 	if !(p.route.Auth == policy.None && p.route.PassAuthorization) || p.preflight {
@@ -184,7 +189,7 @@ func (s *Snapshot) cleanse(out *http.Request, p *Passage) {
 		out.Body, out.ContentLength, out.TransferEncoding = http.NoBody, 0, nil
 	}
 	s.protected.strip(h)
-	if h["Upgrade"] != nil && (!isOnlyWebSocket(h) || out.Method != http.MethodGet || p.preflight) {
+	if h["Upgrade"] != nil && (!isOnlyWebSocket(h) || out.Method != http.MethodGet || !out.ProtoAtLeast(1, 1) || p.preflight) {
 		delete(h, "Upgrade")
 		delete(h, "Connection")
 	}

@@ -8,7 +8,8 @@
 //	  ├─ s.Decide(r, rec)            sends nothing; explain asks it too
 //	  ├─ not allowed ─► refuse       fixed text, request id, never the detail
 //	  ├─ own path    ─► serveOwn     session endpoint, public keys
-//	  └─ allowed     ─► forward      httputil.ReverseProxy with Rewrite alone
+//	  └─ allowed     ─► forward      relay, where nothing but an answer comes of
+//	                                 it; else httputil.ReverseProxy with Rewrite alone
 //
 // Deciding inside ReverseProxy's hooks was refused: a Rewrite function cannot
 // stop a request, so everything that can fail is done before it.

@@ -54,7 +54,7 @@ func (s *Snapshot) decideSession(r *http.Request, rec *decision.Record, p *Passa
 		rec.Refuse(decision.MethodNotAllowed, "the session endpoint takes POST and DELETE")
 		return
 	}
-	if err := crossSite(r, p.host, http.NewCrossOriginProtection(), nil); err != nil {
+	if err := crossSite(r, p, http.NewCrossOriginProtection(), nil); err != nil {
 		rec.Refuse(decision.CrossSite, err.Error())
 		return
 	}

@@ -263,8 +263,8 @@ func (l Limits) check(h http.Header) error {
 }
 
 // checkNames refuses fields that a folding server takes for one that frames or
-// routes the request, an HTTP/2 host field that contradicts :authority, and an
-// Expect that only some servers take for 100-continue.
+// routes the request, an HTTP/2 host field that contradicts :authority, lengths on
+// HTTP/2 that the front would refuse on HTTP/1, and an Expect that only some servers take for 100-continue.
 func checkNames(r *http.Request) error {
 	var buf [64]byte
 	for name, values := range r.Header {
@@ -273,6 +273,12 @@ func checkNames(r *http.Request) error {
 		}
 		if name == "Host" && (len(values) != 1 || values[0] != r.Host) {
 			return errors.New("the host field differs from :authority")
+		}
+		// HTTP/2 goes by the first, and takes one that is no number for 0.
+		if name == "Content-Length" {
+			if _, err := strconv.ParseUint(values[0], 10, 63); err != nil || len(values) != 1 {
+				return errors.New("a Content-Length that is no number, or more than one")
+			}
 		}
 		// net/http answers "y 100-continue" with 100 and passes it on as it came.
 		if name == "Expect" && (len(values) != 1 || !strings.EqualFold(values[0], "100-continue")) {
@@ -424,7 +430,7 @@ func checkCrossSite(r *http.Request, rec *decision.Record, p *Passage) bool {
 	if !p.cred.Cookie || p.route.CrossSite == nil {
 		return true
 	}
-	if err := crossSite(r, p.host, p.route.CrossSite, p.route.TrustedOrigins); err != nil {
+	if err := crossSite(r, p, p.route.CrossSite, p.route.TrustedOrigins); err != nil {
 		if rec.Trace != nil {
 			rec.Trace.Fail("cross-site", "%v; Origin %q, Sec-Fetch-Site %q, host %q", err, clip(r.Header.Get("Origin")), clip(r.Header.Get("Sec-Fetch-Site")), p.host)
 		}
@@ -437,26 +443,33 @@ func checkCrossSite(r *http.Request, rec *decision.Record, p *Passage) bool {
 
 // crossSite checks unsafe methods by Fetch Metadata and Origin, and WebSocket
 // handshakes, which are GET and bring no Fetch Metadata, by Origin. The host
-// compared with is the judged one.
-func crossSite(r *http.Request, host policy.Host, protection *http.CrossOriginProtection, trusted []string) error {
+// compared with is the judged one, and a page that came without TLS, which anybody
+// on its way can write, is another site to a request with it.
+func crossSite(r *http.Request, p *Passage, protection *http.CrossOriginProtection, trusted []string) error {
 	if len(r.Header["Origin"]) > 1 || len(r.Header["Sec-Fetch-Site"]) > 1 {
 		return errors.New("the field Origin or Sec-Fetch-Site stands twice")
 	}
-	judged := http.Request{Method: r.Method, Header: r.Header, Host: host.String(), URL: &url.URL{}}
+	host := p.host.String()
+	judged := http.Request{Method: r.Method, Header: r.Header, Host: host, URL: &url.URL{}}
 	if err := protection.Check(&judged); err != nil {
 		return err
 	}
-	origins := r.Header.Values("Origin")
-	if !isWebSocket(r.Header) || len(origins) == 0 {
+	origins, webSocket := r.Header["Origin"], isWebSocket(r.Header)
+	if len(origins) == 0 || slices.Contains(trusted, origins[0]) || isSafe(r.Method) && !webSocket {
 		return nil
 	}
-	if len(origins) == 1 {
-		origin, err := url.Parse(origins[0])
-		if err == nil && origin.Host != "" && origin.Host == host.String() || slices.Contains(trusted, origins[0]) {
-			return nil
-		}
+	origin, err := url.Parse(origins[0])
+	switch {
+	case webSocket && (err != nil || origin.Host == "" || origin.Host != host):
+		return errors.New("a WebSocket handshake from another origin")
+	case p.peer.https && err == nil && origin.Scheme == "http":
+		return errors.New("a request with TLS from a page without it")
 	}
-	return errors.New("a WebSocket handshake from another origin")
+	return nil
+}
+
+func isSafe(method string) bool {
+	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions
 }
 
 func isPreflight(r *http.Request) bool {

@@ -155,6 +155,11 @@ func (w *writer) WriteHeader(status int) {
 			return
 		}
 		w.status = status
+		if w.Header()["Content-Type"] == nil {
+			// The server would guess one from the body, and a browser believe a page that
+			// the upstream did not call one.
+			w.Header()["Content-Type"] = nil
+		}
 		if !w.http2 && w.upload != nil && !w.upload.whole() {
 			// What is left of the body must never be read as another request. The
 			// server sees to that by itself only without full duplex.

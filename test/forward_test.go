@@ -1049,6 +1049,9 @@ func TestUpstreamFaults(t *testing.T) {
 		"/garbage":   "SSH-2.0-OpenSSH_9.9\r\n",
 		"/endless":   "HTTP/1.1 200 OK\r\nX-Long: " + strings.Repeat("x", 300<<10) + "\r\n\r\n",
 		"/upgrade":   "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+		"/zero":      "HTTP/1.1 000 None\r\nContent-Length: 0\r\n\r\n",
+		"/below":     "HTTP/1.1 099 Below\r\nContent-Length: 0\r\n\r\n",
+		"/above":     "HTTP/1.1 1000 Above\r\nContent-Length: 0\r\n\r\n",
 		"/complete":  "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789",
 		"/forgetful": "HTTP/1.0 200 OK\r\n\r\n0123456789",
 	})
@@ -1087,6 +1090,11 @@ routes:
 		{"GET", "/garbage", "", 502, "upstream_unreachable"},
 		{"GET", "/endless", "", 502, "upstream_unreachable"},
 		{"GET", "/upgrade", "", 502, "upstream_unreachable"}, // 101 to a request that did not ask for it
+		{"GET", "/zero", "", 502, "upstream_unreachable"},
+		{"POST", "/zero", "x", 502, "upstream_unreachable"},
+		{"GET", "/below", "", 502, "upstream_unreachable"},
+		{"POST", "/below", "x", 502, "upstream_unreachable"},
+		{"GET", "/above", "", 502, "upstream_unreachable"},
 		{"GET", "/complete", "", 200, ""},
 		{"GET", "/forgetful", "", 200, ""},
 	} {

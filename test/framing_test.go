@@ -403,7 +403,7 @@ func TestEarlyWebSocket(t *testing.T) {
 }
 
 // TestUnaskedSwitch: an upstream that answers 101 to what was no request to
-// switch gets no tunnel, whatever it says it switches to.
+// switch, or not to this protocol, gets no tunnel, whatever it says it switches to.
 func TestUnaskedSwitch(t *testing.T) {
 	t.Parallel()
 	for _, fields := range []string{"", "Connection: Upgrade\r\nUpgrade: websocket\r\n", "Connection: Upgrade\r\nUpgrade: h2c\r\n", "Upgrade: \r\n"} {
@@ -420,6 +420,16 @@ func TestUnaskedSwitch(t *testing.T) {
 		}
 		if status, _ := rawSend(t, g.public[0], "POST / HTTP/1.1\r\nHost: app.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n"); status != 502 {
 			t.Errorf("a POST, answered %q: %d", fields, status)
+		}
+		if status, _ := rawSend(t, g.public[0], "GET / HTTP/1.0\r\nHost: app.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"); status != 502 {
+			t.Errorf("HTTP/1.0, answered %q: %d", fields, status)
+		}
+		want := 502
+		if strings.HasSuffix(fields, "websocket\r\n") {
+			want = 101 // the twin: it was asked for, and is what it was asked for
+		}
+		if status, _ := rawSend(t, g.public[0], "GET / HTTP/1.1\r\nHost: app.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"); status != want {
+			t.Errorf("a WebSocket, answered %q: %d, want %d", fields, status, want)
 		}
 	}
 }

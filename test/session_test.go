@@ -173,3 +173,49 @@ routes:
 		t.Errorf("the default cookie: %s %s", a.Status, a.reason())
 	}
 }
+
+// TestOriginWithoutTLS: who can write the pages that come without TLS cannot make
+// them act with the cookie of those that come with it.
+func TestOriginWithoutTLS(t *testing.T) {
+	t.Parallel()
+	idp, app := newIssuer(t), newUpstream(t)
+	routes := `
+trusted_proxies: [127.0.0.1]
+credentials: {session_endpoint: /.durward/session}
+routes:
+  - {name: trusting, path: /trusting, upstream: %[1]q, cross_site: {trusted_origins: ["http://app.test"]}}
+  - {name: all, upstream: %[1]q}
+`
+	g := serving(t, guarded(idp, routes, app.URL))
+	cookie, socket := "Cookie: __Host-session="+idp.token(nil), []string{"Connection: Upgrade", "Upgrade: websocket"}
+	bearer := "Authorization: Bearer " + idp.token(nil)
+	for _, c := range []struct {
+		name, method, path, credential string
+		more                           []string
+		plain                          int // with TLS, from a page without it; everything else passes
+	}{
+		{"unsafe", "POST", "/x", cookie, nil, 403},
+		{"safe", "GET", "/x", cookie, nil, 200},
+		{"a WebSocket", "GET", "/x", cookie, socket, 403},
+		{"trusted", "POST", "/trusting", cookie, nil, 200},
+		{"a trusted WebSocket", "GET", "/trusting", cookie, socket, 200},
+		{"a bearer token", "POST", "/x", bearer, nil, 200},
+		{"hand in", "POST", "/.durward/session", bearer, nil, 403},
+	} {
+		for _, from := range []string{"http", "https"} {
+			for _, to := range []string{"http", "https"} {
+				want := 200
+				if from == "http" && to == "https" {
+					want = c.plain
+				}
+				a := send(t, c.method, g.url(c.path), "", append([]string{"Host: app.test", "Origin: " + from + "://app.test", "X-Forwarded-Proto: " + to, c.credential}, c.more...)...)
+				if a.StatusCode == 204 {
+					a.StatusCode = 200
+				}
+				if a.StatusCode != want || want == 403 && a.reason() != "cross_site" {
+					t.Errorf("%s, from %s to %s: %d %s, want %d", c.name, from, to, a.StatusCode, a.reason(), want)
+				}
+			}
+		}
+	}
+}
