@@ -117,11 +117,11 @@ func (m *Metrics) Observe(rec *decision.Record) {
 	if route == "" {
 		route = noRoute
 	}
-	s := m.of(outcome{route, rec.Verdict, rec.Reason})
+	s := m.of(outcome{route, rec.Verdict, rec.Reason, rec.Waited > 0})
 	s.requests.Inc()
 	s.duration.Observe(rec.Took.Seconds())
 	m.decided.Observe(rec.Decided.Seconds())
-	if rec.Waited > 0 {
+	if s.upstream != nil {
 		s.upstream.Observe(rec.Waited.Seconds())
 	}
 }
@@ -132,6 +132,7 @@ type outcome struct {
 	route   string
 	verdict decision.Verdict
 	reason  decision.Reason
+	waited  bool // for an upstream; without, there is no series of one
 }
 
 // series are those that requests of one outcome count in.
@@ -146,7 +147,10 @@ func (m *Metrics) of(o outcome) *series {
 	if s, known := m.outcomes.Load(o); known {
 		return s.(*series)
 	}
-	s := &series{m.requests.WithLabelValues(o.route, o.verdict.String(), string(o.reason)), m.duration.WithLabelValues(o.route), m.upstream.WithLabelValues(o.route)}
+	s := &series{requests: m.requests.WithLabelValues(o.route, o.verdict.String(), string(o.reason)), duration: m.duration.WithLabelValues(o.route)}
+	if o.waited {
+		s.upstream = m.upstream.WithLabelValues(o.route)
+	}
 	m.outcomes.Store(o, s)
 	return s
 }
