@@ -79,6 +79,7 @@ func (h *Hub) authorized(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 		have := sha256.Sum256([]byte(given))
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeWithin))
 		if h.Token != "" && (!strings.EqualFold(scheme, "Bearer") || len(r.Header["Authorization"]) != 1 || subtle.ConstantTimeCompare(have[:], want[:]) != 1) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			http.Error(w, "send the content of the hub's serve_feed.token_file as Authorization: Bearer", http.StatusUnauthorized)
@@ -163,6 +164,7 @@ func (h *Hub) serveLog(w http.ResponseWriter, r *http.Request) {
 		}
 		wait = min(time.Duration(seconds)*time.Second, maxWait)
 	}
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(wait + writeWithin))
 	reading, changed, ok := h.read(w, r)
 	if !ok {
 		return
@@ -281,6 +283,8 @@ func (h *Hub) serveRevocations(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "this hub asks nobody who they are, so it takes no revocations; give serve_feed a token_file", http.StatusForbidden)
 		return
 	}
+	control := http.NewResponseController(w)
+	control.SetWriteDeadline(time.Time{}) // reading and forwarding have limits of their own
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxForward))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
