@@ -186,6 +186,7 @@ func (w *reasonWorld) walk(t *testing.T, row reasonRow) {
 	if row.mend != nil {
 		row.mend()
 		eventually(t, 10*time.Second, "the twin passes", func() bool {
+			time.Sleep(20 * time.Millisecond) // of more refusals a second the log has a sample alone
 			return exchange(t, "tcp", g.public[0], row.twin.method, row.twin.wire()).StatusCode == row.twinStatus
 		})
 	}
