@@ -67,9 +67,7 @@ func (h *Handler) pour(rw *writer, body io.Reader) {
 		case err == io.EOF:
 			return // the server sends what it holds
 		case err != nil:
-			if n > 0 {
-				rw.FlushError() // the client sees what came, and that it is not all
-			}
+			rw.FlushError() // the client sees what came, and that it is not all
 			panic(http.ErrAbortHandler)
 		case rw.FlushError() != nil:
 			panic(http.ErrAbortHandler)
