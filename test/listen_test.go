@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -345,5 +346,34 @@ func TestNotReady(t *testing.T) {
 	idp.down.Store(true) // it latches
 	if a := send(t, "GET", g.admin+"/readyz", ""); a.StatusCode != 200 {
 		t.Errorf("later: %s", a.Status)
+	}
+}
+
+// TestDeafClients: whoever asks the health listener or a hub and reads nothing is
+// left after a while.
+func TestDeafClients(t *testing.T) {
+	t.Parallel()
+	health, hub := freeAddress(t), freeAddress(t)
+	serving(t, guarded(newIssuer(t), "health: %s\ndenylist: {serve_feed: {listen: %s}}\nroutes: [{name: all, upstream: %q}]\n", health, hub, newUpstream(t).URL))
+	for address, target := range map[string]string{health: "/healthz", hub: "/revlog/v1/head"} {
+		t.Run(target, func(t *testing.T) {
+			t.Parallel()
+			request := "GET " + target + " HTTP/1.1\r\nHost: " + address + "\r\n\r\n"
+			if status, _ := rawSend(t, address, request); status != 200 {
+				t.Fatalf("status %d", status)
+			}
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(time.Minute))
+			for err == nil {
+				_, err = io.WriteString(conn, strings.Repeat(request, 1000))
+			}
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("the connection was kept for a minute")
+			}
+		})
 	}
 }

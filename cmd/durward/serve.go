@@ -331,6 +331,7 @@ func (g *gateway) listen(b *built) (l *listening, err error) {
 		}
 		l.at.Health = l.healthL.Addr().String()
 		l.health = quietServer(g.healthHandler(), g.log)
+		l.health.WriteTimeout = 10 * time.Second // the others stream, or profile
 	}
 	if err := g.listenHub(b, l); err != nil {
 		return l, err
