@@ -525,12 +525,14 @@ func (s *Stream) start(ctx context.Context) (after, last uint64, err error) {
 func (s *Stream) load(ctx context.Context) (Cursor, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	// Each step may take that long: on a slow way, each asks several times.
 	stalled := time.AfterFunc(streamSilence, func() { cancel(errors.New("it does not come")) })
 	defer stalled.Stop()
 	saved, err := s.Engine.Snapshot(ctx)
 	if err != nil {
-		return Cursor{}, fmt.Errorf("ask for a snapshot: %w", err)
+		return Cursor{}, fmt.Errorf("ask for a snapshot: %w", cmp.Or(context.Cause(ctx), err))
 	}
+	stalled.Reset(streamSilence)
 	s.mu.Lock()
 	old := saved.Made.Equal(s.loaded)
 	s.mu.Unlock()
@@ -539,9 +541,10 @@ func (s *Stream) load(ctx context.Context) (Cursor, error) {
 	}
 	from, err := s.Engine.OpenSnapshot(ctx)
 	if err != nil {
-		return Cursor{}, fmt.Errorf("fetch a snapshot: %w", err)
+		return Cursor{}, fmt.Errorf("fetch a snapshot: %w", cmp.Or(context.Cause(ctx), err))
 	}
 	defer from.Close()
+	stalled.Reset(streamSilence)
 	tmp, err := os.CreateTemp(s.Dir, "feed-*.snapshot")
 	if err != nil {
 		return Cursor{}, err

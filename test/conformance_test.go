@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
-	"encoding/base64"
 	"fmt"
 	"io"
 	"log/slog"
@@ -51,6 +50,7 @@ type carrier struct {
 	forged  func(jti string) string // what nobody signed; nil if this feed knows no signatures
 	apart   bool                    // writers and subscribers come by ways of their own
 	refills bool                    // what it lost comes back to it
+	lies    *lies                   // that followers are told; nil where the fleet's own tests tell them
 }
 
 // A subscriber is what a gateway has of a feed.
@@ -99,12 +99,7 @@ func newSubscriber(t *testing.T, keys denylist.Keys) *subscriber {
 // record is what was said to revoke a jti, as it is carried; "" if it is not.
 func (c *carrier) record(jti string) string {
 	for _, line := range c.said() {
-		text := line
-		if parts := strings.Split(line, "."); len(parts) == 3 {
-			payload, _ := base64.RawURLEncoding.DecodeString(parts[1])
-			text = string(payload)
-		}
-		if strings.Contains(text, fmt.Sprintf(`"jti":%q`, jti)) {
+		if strings.Contains(plain([]byte(line)), fmt.Sprintf(`"jti":%q`, jti)) {
 			return line
 		}
 	}
@@ -362,10 +357,14 @@ func carryEngine(begin func(testing.TB) *engine, isNATS bool) func(t *testing.T)
 			}
 		}
 		init()
+		told := &lies{}
 		stream := func(address string, s *subscriber, writes bool) *denylist.Stream {
 			engine, err := open(address)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if !writes {
+				engine = liar{engine, told}
 			}
 			s.config.Ordered = true
 			cfg := denylist.StreamConfig{Engine: engine, Follower: denylist.NewFollower(s.config), List: s.list, Source: s.source, Writes: writes, Lease: carriedLease, Logger: s.lines}
@@ -378,7 +377,7 @@ func carryEngine(begin func(testing.TB) *engine, isNATS bool) func(t *testing.T)
 		self := newSubscriber(t, keys)
 		writer := stream(e.address(), self, true)
 		background(t, func(ctx context.Context) { writer.Run(ctx) })
-		c := &carrier{t: t, raw: e.append, stop: e.stop, start: e.start, cut: w.set, slow: w.crawl, remove: e.remove, forged: unsigned, apart: true, refills: true}
+		c := &carrier{t: t, raw: e.append, stop: e.stop, start: e.start, cut: w.set, slow: w.crawl, remove: e.remove, forged: unsigned, apart: true, refills: true, lies: told}
 		c.copy = func() func() {
 			e.stop()
 			putBack := e.copy()
@@ -469,6 +468,9 @@ func TestConformance(t *testing.T) {
 				s.knows("c")
 				s.still("a", "b")
 				s.becomes(denylist.Live)
+				eventually(c.t, carriedSoon, "three tokens are denied, and canaries", func() bool {
+					return s.list.Stats().Entries[token.KindToken] == 3+int(s.canaries.Load())
+				})
 			},
 			"garbage and huge": func(c *carrier) {
 				c.revoke("a", 0)
@@ -591,6 +593,67 @@ func TestConformance(t *testing.T) {
 				eventually(c.t, time.Minute, "who comes late has a snapshot", func() bool { return late.source.State(time.Now()) == denylist.Live })
 				late.still("a", "b", "c")
 				s.still("a", "b", "c")
+			},
+			"records are kept back": func(c *carrier) {
+				if c.lies == nil {
+					return
+				}
+				c.revoke("a", 0)
+				asking, trusting := c.join(keys), c.join(nil)
+				both := []*subscriber{asking, trusting}
+				for _, s := range both {
+					s.knows("a")
+					s.becomes(denylist.Live)
+				}
+				c.lies.begin(func(data []byte) ([]byte, bool) { return data, !isRecord(data) })
+				c.revoke("b", 0)
+				for _, s := range both {
+					s.becomes(denylist.Stale)
+					if s.has("b") {
+						c.t.Error("it was not kept back")
+					}
+				}
+				c.lies.begin(nil)
+				for _, s := range both {
+					s.becomes(denylist.Live)
+					s.still("a", "b")
+				}
+			},
+			"signs of life are kept back": func(c *carrier) {
+				if c.lies == nil {
+					return
+				}
+				s := c.join(keys)
+				s.becomes(denylist.Live)
+				c.lies.begin(func(data []byte) ([]byte, bool) { return data, !isSign(data) })
+				c.revoke("a", 0)
+				s.knows("a") // records come through
+				s.becomes(denylist.Stale)
+				c.lies.begin(nil)
+				s.becomes(denylist.Live)
+				s.still("a")
+			},
+			"signs of life are repeated": func(c *carrier) {
+				if c.lies == nil {
+					return
+				}
+				s := c.join(keys)
+				s.becomes(denylist.Live)
+				var last []byte
+				c.lies.begin(func(data []byte) ([]byte, bool) {
+					if last == nil && isSign(data) {
+						last = data
+					}
+					return last, last != nil
+				})
+				s.becomes(denylist.Stale)
+				c.revoke("a", 0)
+				if s.has("a") {
+					c.t.Error("it was not kept back")
+				}
+				c.lies.begin(nil)
+				s.becomes(denylist.Live)
+				s.still("a")
 			},
 			"slow": func(c *carrier) {
 				if !c.apart {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -57,7 +56,7 @@ func TestEngineCutOff(t *testing.T) {
 			o.says(good, "/", 200, "")
 		}
 		// A snapshot that the others left covers all that the log forgets now.
-		eventually(t, 60*time.Second, "a snapshot", func() bool { return e.saved() })
+		eventually(t, 60*time.Second, "a snapshot", e.saved)
 		h.revoke(f.gateways[0], tokens[10:15]...)
 		refusedAt(t, tokens[14].text, f.gateways...)
 		w.set(false)
@@ -123,33 +122,6 @@ func TestEngineSigned(t *testing.T) {
 		f.gateways[1].start()
 		f.gateways[2].answers(10*time.Second, good, "/", 200, "")
 	})
-}
-
-// saved is whether somebody left a snapshot.
-func (e *engine) saved() bool {
-	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if strings.HasPrefix(e.feed, "redis") {
-		client := redis.NewClient(&redis.Options{Addr: e.address()})
-		defer client.Close()
-		return client.HGet(ctx, "{revocations}:snapshot", "id").Val() != ""
-	}
-	conn, err := nats.Connect("nats://" + e.address())
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	defer conn.Close()
-	js, err := jetstream.New(conn)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	store, err := js.ObjectStore(ctx, engineStream+"_snapshot")
-	if err != nil {
-		return false
-	}
-	_, err = store.GetInfo(ctx, "snapshot")
-	return err == nil
 }
 
 // In a cluster of three, the death of the server that leads the stream loses nothing.
@@ -374,71 +346,4 @@ func TestEngineSettings(t *testing.T) {
 		}
 		g.waitReady()
 	})
-}
-
-// The documented rights are enough, for who writes and for who reads, and a reader
-// cannot revoke.
-func TestRedisRights(t *testing.T) {
-	t.Parallel()
-	e := newRedis(t)
-	f := &engineFleet{engine: e, idp: newIssuer(t), app: newUpstream(t)}
-	client := redis.NewClient(&redis.Options{Addr: e.address()})
-	defer client.Close()
-	ctx := context.Background()
-	for user, rights := range aclRules(t) {
-		args := []any{"ACL", "SETUSER", user}
-		for _, r := range strings.Fields(rights) {
-			args = append(args, r)
-		}
-		if err := client.Do(ctx, args...).Err(); err != nil {
-			t.Fatalf("%s: %v", user, err)
-		}
-	}
-	password := t.TempDir() + "/password"
-	if err := os.WriteFile(password, []byte("secret\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	plain := f.feed
-	as := func(user string) {
-		f.feed = strings.TrimSuffix(plain, "}") + fmt.Sprintf(", username: %s, password_file: %q}", user, password)
-	}
-	as("durward-writer")
-	writer := f.begin(true)
-	f.init(writer)
-	writer.waitReady()
-	as("durward-reader")
-	reader := f.begin(false)
-	reader.waitReady()
-	rebel := f.begin(true) // as a reader, and would like to write
-	rebel.waitReady()
-	dead, mine := f.idp.bearer(), f.idp.bearer()
-	if scope := writer.revokes(dead); scope != "fleet" {
-		t.Errorf("the writer's revocation has scope %q", scope)
-	}
-	refusedAt(t, dead.text, writer, reader, rebel)
-	if scope := rebel.revokes(mine); scope != "local" {
-		t.Errorf("the reader's revocation has scope %q", scope)
-	}
-	reader.says(mine, "/", 200, "")
-	eventually(t, 60*time.Second, "the writer leaves a snapshot", func() bool { return e.saved() })
-}
-
-// aclRules are the rules that docs/engines.md gives, by user.
-func aclRules(t *testing.T) map[string]string {
-	t.Helper()
-	text, err := os.ReadFile("../docs/engines.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	rules := map[string]string{}
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "ACL SETUSER "); ok {
-			user, rights, _ := strings.Cut(strings.TrimSpace(rest), " ")
-			rules[user] = rights
-		}
-	}
-	if len(rules) != 2 {
-		t.Fatalf("docs/engines.md has rules for %d users", len(rules))
-	}
-	return rules
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
 	"github.com/redis/go-redis/v9"
 )
 
@@ -28,9 +29,11 @@ type engine struct {
 	stop  func() // at once
 	// A client of its own does what no gateway may.
 	append func(data string)
-	remove func(data string) // a message, from the middle of the log; nil where deny_delete lets nobody
-	delete func()            // the log, as if it had never been
-	trim   func()            // all of the log but its end
+	remove func(data string)                                                 // a message, from the middle of the log; nil where deny_delete lets nobody
+	delete func()                                                            // the log, as if it had never been
+	trim   func()                                                            // all of the log but its end
+	saved  func() bool                                                       // whether somebody left a snapshot
+	client func(use func(ctx context.Context, js jetstream.JetStream) error) // of NATS
 }
 
 const engineStream = "REVOCATIONS"
@@ -46,12 +49,21 @@ func engines(t *testing.T, run func(t *testing.T, e *engine)) {
 	}
 }
 
-func newNATS(t testing.TB) *engine {
+func newNATS(t testing.TB) *engine { return newNATSWith(t, &server.Options{}, nil) }
+
+// newNATSWith is a server with options, at which the test itself has a key if those
+// ask for one.
+func newNATSWith(t testing.TB, options *server.Options, key nkeys.KeyPair) *engine {
 	e := &engine{t: t, dir: t.TempDir()}
 	host, port, _ := net.SplitHostPort(freePort(t))
 	e.feed = fmt.Sprintf("nats: {url: \"nats://%s:%s\", stream: %s}", host, port, engineStream)
-	options := &server.Options{Host: host, JetStream: true, StoreDir: e.dir, NoLog: true, NoSigs: true}
+	options.Host, options.JetStream, options.StoreDir, options.NoLog, options.NoSigs = host, true, e.dir, true, true
 	fmt.Sscan(port, &options.Port)
+	var login []nats.Option
+	if key != nil {
+		public, _ := key.PublicKey()
+		login = append(login, nats.Nkey(public, key.Sign))
+	}
 	var s *server.Server
 	e.start = func() {
 		var err error
@@ -67,9 +79,9 @@ func newNATS(t testing.TB) *engine {
 		s.Shutdown()
 		s.WaitForShutdown()
 	}
-	client := func(use func(ctx context.Context, js jetstream.JetStream) error) {
+	e.client = func(use func(ctx context.Context, js jetstream.JetStream) error) {
 		t.Helper()
-		conn, err := nats.Connect(s.ClientURL())
+		conn, err := nats.Connect(s.ClientURL(), login...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,13 +97,13 @@ func newNATS(t testing.TB) *engine {
 		}
 	}
 	e.append = func(data string) {
-		client(func(ctx context.Context, js jetstream.JetStream) error {
+		e.client(func(ctx context.Context, js jetstream.JetStream) error {
 			_, err := js.Publish(ctx, "durward."+engineStream+".log", []byte(data))
 			return err
 		})
 	}
 	e.delete = func() {
-		client(func(ctx context.Context, js jetstream.JetStream) error {
+		e.client(func(ctx context.Context, js jetstream.JetStream) error {
 			if err := js.DeleteStream(ctx, engineStream); err != nil {
 				return err
 			}
@@ -99,7 +111,7 @@ func newNATS(t testing.TB) *engine {
 		})
 	}
 	e.trim = func() {
-		client(func(ctx context.Context, js jetstream.JetStream) error {
+		e.client(func(ctx context.Context, js jetstream.JetStream) error {
 			stream, err := js.Stream(ctx, engineStream)
 			if err != nil {
 				return err
@@ -113,6 +125,17 @@ func newNATS(t testing.TB) *engine {
 			_, err = js.UpdateStream(ctx, was)
 			return err
 		})
+	}
+	e.saved = func() (ok bool) {
+		e.client(func(ctx context.Context, js jetstream.JetStream) error {
+			store, err := js.ObjectStore(ctx, engineStream+"_snapshot")
+			if err == nil {
+				_, err = store.GetInfo(ctx, "snapshot")
+			}
+			ok = err == nil
+			return nil
+		})
+		return ok
 	}
 	e.start()
 	t.Cleanup(func() { e.stop() })
@@ -162,6 +185,7 @@ func newRedis(t testing.TB) *engine {
 		}
 		t.Fatal("there is no such message")
 	}
+	e.saved = func() bool { return client.HGet(ctx, "{revocations}:snapshot", "id").Val() != "" }
 	e.delete = func() { must(client.FlushAll(ctx).Err()) }
 	e.trim = func() { must(client.XTrimMaxLen(ctx, "revocations", 1).Err()) }
 	e.start()
@@ -333,6 +357,8 @@ func TestEngineAway(t *testing.T) {
 			g.says(tokens[0], "/open/", 401, "revoked")
 		}
 		t.Logf("stale %.2f s after, with a lease of %v", time.Since(gone).Seconds(), fleetLease+time.Second)
+		long := away(t)
+		eventually(t, long+time.Second, "it was away for long", func() bool { return time.Since(gone) > long })
 		meanwhile := f.idp.bearer()
 		if scope := f.gateways[1].revokes(meanwhile); scope != "local" {
 			t.Errorf("revoked without an engine: scope %q", scope)

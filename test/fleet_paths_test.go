@@ -3,8 +3,10 @@ package test
 import (
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -17,6 +19,7 @@ type wire struct {
 	mu   sync.Mutex
 	cut  bool
 	slow bool
+	late time.Duration // that everything takes, either way; of a hundred pieces one takes twice as long, and all behind it
 	open map[net.Conn]bool
 }
 
@@ -59,16 +62,54 @@ func (w *wire) carry(near net.Conn) {
 		return
 	}
 	w.open[near], w.open[far] = true, true
+	late := w.late
 	w.mu.Unlock()
 	go func() {
-		io.Copy(far, near)
+		lag(far, near, late)
 		far.Close()
 	}()
-	w.crawling(near, far)
+	if late > 0 {
+		lag(near, far, late)
+	} else {
+		w.crawling(near, far)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.open, near)
 	delete(w.open, far)
+}
+
+// lag copies what comes, in order and that much later.
+func lag(to, from net.Conn, late time.Duration) {
+	if late == 0 {
+		io.Copy(to, from)
+		return
+	}
+	type piece struct {
+		data []byte
+		due  time.Time
+	}
+	pieces := make(chan piece, 1000)
+	go func() {
+		defer close(pieces)
+		for b := make([]byte, 32<<10); ; {
+			n, err := from.Read(b)
+			due := time.Now().Add(late)
+			if rand.IntN(100) == 0 { // as if it had been lost and sent again
+				due = due.Add(late)
+			}
+			pieces <- piece{slices.Clone(b[:n]), due}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	for p := range pieces {
+		time.Sleep(time.Until(p.due))
+		if _, err := to.Write(p.data); err != nil {
+			from.Close()
+		}
+	}
 }
 
 // crawling copies, a few bytes every few milliseconds while the wire is slow.
