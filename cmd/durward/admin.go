@@ -499,6 +499,7 @@ func (g *gateway) revoke(ctx context.Context, rs []denylist.Revocation, now time
 	for _, r := range rs {
 		g.audit.Info("revoked", "issuer", r.Issuer, "kind", r.Kind.String(), "reason", r.Reason, "durable", written == nil, "scope", reach.name)
 	}
+	g.logs.settle() // once for all of them: each would wait for the one before
 	if written != nil {
 		g.undurable.Store(true)
 		g.log.Error("the journal cannot be written; what was revoked is enforced, but a restart would forget it", "error", written)

@@ -72,12 +72,12 @@ func (g *gateway) logRequest(rec *decision.Record) {
 	}
 	switch {
 	case !g.audit.Enabled(context.Background(), level):
-	case g.requests != nil:
+	case !g.logsText:
 		line := g.lines.Get().(*[]byte)
 		b := time.Now().AppendFormat(append((*line)[:0], `{"time":"`...), time.RFC3339Nano)
 		b = append(append(append(b, `","level":"`...), level.String()...), `","msg":"request","decision":`...)
 		*line = append(rec.AppendJSON(b), "}\n"...)
-		g.requests.note(*line)
+		g.logs.note(*line)
 		g.lines.Put(line)
 	default:
 		g.audit.LogAttrs(context.Background(), level, "request", slog.Any("decision", rec))

@@ -41,13 +41,19 @@ func newLogWriter(to io.Writer) *logWriter {
 // Write takes one line, its end included, and waits a little until it is out: whatever
 // happens next, it was said. It never fails.
 func (w *logWriter) Write(line []byte) (int, error) {
-	out := w.note(line)
+	w.await(w.note(line))
+	return len(line), nil
+}
+
+// settle waits a little until what was noted is out.
+func (w *logWriter) settle() { w.await(w.note(nil)) }
+
+func (w *logWriter) await(out chan struct{}) {
 	nudge(w.soon)
 	select {
 	case <-out:
 	case <-time.After(logStays):
 	}
-	return len(line), nil
 }
 
 // note takes one line, its end included, and does not wait.

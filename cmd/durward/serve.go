@@ -36,7 +36,8 @@ type gateway struct {
 	log        *slog.Logger
 	level      *slog.LevelVar
 	audit      *slog.Logger // for requests and revocations
-	requests   *logWriter   // takes requests as JSON without an slog handler; nil: audit does
+	logs       *logWriter   // what both write to
+	logsText   bool         // else requests are written as JSON without an slog handler
 	lines      sync.Pool    // *[]byte, to make these lines in
 	auditLevel *slog.LevelVar
 	list       *denylist.List
@@ -176,13 +177,11 @@ func (g *gateway) first(path string, log *logWriter) (*built, error) {
 		return nil, problems(wrong)
 	}
 	all := &slog.HandlerOptions{Level: slog.LevelDebug}
-	handler := slog.Handler(slog.NewJSONHandler(log, all))
-	audit := handler
+	handler, audit := slog.Handler(slog.NewJSONHandler(log, all)), slog.Handler(slog.NewJSONHandler(unawaited{log}, all))
 	if b.config.Log.Format == "text" {
 		handler, audit = slog.NewTextHandler(log, all), slog.NewTextHandler(unawaited{log}, all)
-	} else {
-		g.requests = log
 	}
+	g.logs, g.logsText = log, b.config.Log.Format == "text"
 	g.setLevels(b)
 	g.log, g.audit = slog.New(leveled{handler, g.level}), slog.New(leveled{audit, g.auditLevel})
 	g.list.SetIssuers(b.limits)
