@@ -215,12 +215,7 @@ func (d *direct) exchange(req *http.Request, hint func(int, textproto.MIMEHeader
 
 // simple is whether nothing but an answer comes of the request.
 func simple(req *http.Request) bool {
-	switch req.Method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions:
-	default:
-		return false
-	}
-	return (req.Body == nil || req.Body == http.NoBody) && req.ContentLength == 0 && req.TransferEncoding == nil && req.Trailer == nil &&
+	return isSafe(req.Method) && (req.Body == nil || req.Body == http.NoBody) && req.ContentLength == 0 && req.TransferEncoding == nil && req.Trailer == nil &&
 		req.Header["Upgrade"] == nil && req.Header["Expect"] == nil
 }
 

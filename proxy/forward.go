@@ -21,7 +21,7 @@ import (
 var (
 	errTooLarge = errors.New("the request body is larger than the route takes")
 	errCut      = errors.New("the request was cut")
-	errStatus   = errors.New("the upstream's status is none")
+	errStatus   = errors.New("the upstream's status is not one of 100 to 999")
 	errSwitch   = errors.New("the upstream switched to another protocol than it was asked for")
 )
 

@@ -264,7 +264,8 @@ func (l Limits) check(h http.Header) error {
 
 // checkNames refuses fields that a folding server takes for one that frames or
 // routes the request, an HTTP/2 host field that contradicts :authority, lengths on
-// HTTP/2 that the front would refuse on HTTP/1, and an Expect that only some servers take for 100-continue.
+// HTTP/2 that the front would refuse on HTTP/1, and an Expect that only some servers
+// take for 100-continue.
 func checkNames(r *http.Request) error {
 	var buf [64]byte
 	for name, values := range r.Header {
@@ -468,6 +469,8 @@ func crossSite(r *http.Request, p *Passage, protection *http.CrossOriginProtecti
 	return nil
 }
 
+// isSafe is whether a method changes nothing (RFC 9110 section 9.2.1), of those that
+// are known to be so; asking twice does no harm either.
 func isSafe(method string) bool {
 	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions
 }

@@ -354,11 +354,21 @@ func TestNotReady(t *testing.T) {
 func TestDeafClients(t *testing.T) {
 	t.Parallel()
 	health, hub := freeAddress(t), freeAddress(t)
-	serving(t, guarded(newIssuer(t), "health: %s\ndenylist: {serve_feed: {listen: %s}}\nroutes: [{name: all, upstream: %q}]\n", health, hub, newUpstream(t).URL))
-	for address, target := range map[string]string{health: "/healthz", hub: "/revlog/v1/head"} {
-		t.Run(target, func(t *testing.T) {
+	tokenFile := filepath.Join(t.TempDir(), "hub.token")
+	if err := os.WriteFile(tokenFile, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	serving(t, guarded(newIssuer(t), "health: %s\ndenylist: {serve_feed: {listen: %s, token_file: %q}}\nroutes: [{name: all, upstream: %q}]\n", health, hub, tokenFile, newUpstream(t).URL))
+	revocation := `{"jti":"some"}`
+	for _, c := range []struct{ address, line, body string }{
+		{health, "GET /healthz", ""},
+		{hub, "GET /revlog/v1/head", ""},
+		{hub, "POST /revlog/v1/revocations", revocation},
+	} {
+		t.Run(c.line, func(t *testing.T) {
 			t.Parallel()
-			request := "GET " + target + " HTTP/1.1\r\nHost: " + address + "\r\n\r\n"
+			address := c.address
+			request := fmt.Sprintf("%s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer secret\r\nContent-Length: %d\r\n\r\n%s", c.line, address, len(c.body), c.body)
 			if status, _ := rawSend(t, address, request); status != 200 {
 				t.Fatalf("status %d", status)
 			}

@@ -284,8 +284,8 @@ func (h *Hub) serveRevocations(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	control := http.NewResponseController(w)
-	control.SetWriteDeadline(time.Time{}) // reading and forwarding have limits of their own
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxForward))
+	control.SetWriteDeadline(time.Now().Add(writeWithin)) // reading took its own time
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
 		return
@@ -296,6 +296,7 @@ func (h *Hub) serveRevocations(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	status, answer := h.Accept(r.Context(), body, via)
+	control.SetWriteDeadline(time.Now().Add(writeWithin)) // so did forwarding
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(answer)
