@@ -611,61 +611,6 @@ func (f *Follower) Resume(places []Place) {
 	}
 }
 
-// Open checks a snapshot that came from somebody else; see [OpenSnapshot]. As it
-// says everything, only a key that may say everything can sign it.
-func (f *Follower) Open(path string) (*Snapshot, error) {
-	keys := Keys{}
-	for id, k := range f.cfg.Keys {
-		if !k.Grant.limited() {
-			keys[id] = k
-		}
-	}
-	if len(keys) == 0 && len(f.cfg.Keys) > 0 {
-		return nil, errors.New("none of source_keys may sign snapshots, as each has a grant that is limited; give a hub a key without one")
-	}
-	return OpenSnapshot(path, keys)
-}
-
-// Load takes a snapshot: what it holds is enforced in addition to what is held,
-// and the chains go on from where it was taken. An error wraps ErrFull: what fits
-// is enforced all the same.
-func (f *Follower) Load(s *Snapshot) error {
-	f.mu.Lock()
-	holes := f.holes
-	f.mu.Unlock()
-	f.cfg.Source.Begin()
-	// It may take seconds, and nobody need wait for it: all it does is add.
-	leftOut, err := s.restoreForeign(f.cfg.List, f.cfg.Mass, time.Now())
-	if err != nil {
-		f.cfg.Source.Failed(err)
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.count(Resynced)
-	if f.holes == holes { // else there is a new one
-		f.holes = 0
-	}
-	f.holes += leftOut
-	for _, p := range s.Places {
-		c := f.chains[p.Source]
-		if p.Number == 0 {
-			continue // no place in a chain
-		}
-		if c == nil || c.lost || p.Epoch > c.Epoch || p.Epoch == c.Epoch && p.Number > c.Number {
-			f.stand(p)
-		}
-	}
-	// What is still lost belongs to a source that does not exist any more. Where
-	// sources sign, that is not for whoever carries the snapshot to say.
-	for source, c := range f.chains {
-		if c.lost && (len(f.cfg.Keys) == 0 || f.superseded(c)) {
-			delete(f.chains, source)
-		}
-	}
-	return nil
-}
-
 // room makes room for one more chain if there is none: it forgets one of which
 // nothing came for longest, and where sources sign, only one that is superseded.
 // False if there is no such chain.

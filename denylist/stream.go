@@ -2,83 +2,19 @@ package denylist
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	mathrand "math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 )
-
-// An Engine keeps one log of messages for a fleet, on a server that is not ours:
-// the messages are numbered from 1 without holes, come in at the end, and are
-// forgotten from the front. It is not trusted to keep what it promised to keep:
-// [Stream] finds out when it did not. All methods may be called by anybody at any
-// time; each ends with its context, and comes back to a server that was away.
-type Engine interface {
-	// Ends says which log there is and what is kept of it. An error says why there is
-	// none that could be used, and what to do about it.
-	Ends(ctx context.Context) (Ends, error)
-	// Read hands on the messages after a number, in order, and waits for more. It
-	// ends with the first error of its own or of take, never with nil.
-	Read(ctx context.Context, after uint64, take func(number uint64, data []byte) error) error
-	// Message is one message; ErrNoMessage if it is not kept.
-	Message(ctx context.Context, number uint64) ([]byte, error)
-	// Append returns nil once the engine has promised to keep the message. Who may
-	// not write records may still be let say where it is (here).
-	Append(ctx context.Context, data []byte, here bool) error
-	// Snapshot is what SaveSnapshot left last; ErrNoSnapshot if nothing.
-	Snapshot(ctx context.Context) (Saved, error)
-	// OpenSnapshot reads it, or one that took its place since.
-	OpenSnapshot(ctx context.Context) (io.ReadCloser, error)
-	// SaveSnapshot keeps a snapshot in the place of the last one.
-	SaveSnapshot(ctx context.Context, at Cursor, snapshot io.Reader) error
-	// Close gives back connections.
-	Close()
-}
-
-// What an Engine has not got.
-var (
-	ErrNoMessage  = errors.New("the message is not kept")
-	ErrNoSnapshot = errors.New("there is no snapshot")
-)
-
-// Ends are the two ends of an engine's log.
-type Ends struct {
-	Log         string // tells this log from one that was made anew in its place
-	First, Last uint64 // the oldest message that is kept, and the latest; Last is First-1 if there is none
-	Missing     uint64 // of those between
-}
-
-// A Refusal is a line that whoever it is handed to does not take, now or later.
-type Refusal struct {
-	Line    []byte
-	Problem string
-}
-
-// A Cursor is how far an engine's log was read.
-type Cursor struct {
-	Log    string `json:"log"`
-	Number uint64 `json:"n"`
-	Hash   Hash   `json:"hash"` // of the message
-	// Source is the name under which whoever stood there wrote.
-	Source string `json:"src,omitempty"`
-}
-
-// Saved is a snapshot that an engine keeps.
-type Saved struct {
-	At   Cursor // everything up to there is part of it
-	Made time.Time
-}
 
 const (
 	signEvery     = time.Second
@@ -164,19 +100,6 @@ type Stream struct {
 	broke   time.Time         // when the log was last found to be another
 	roll    rollBook
 	lost    bool // it is not followed, and that was logged
-}
-
-// A mark is a message that was read.
-type mark struct {
-	number uint64
-	hash   Hash
-	data   []byte // of a record; nil for what need not be handed back
-}
-
-// absent is a record that the log has not got, as far as is known here.
-type absent struct {
-	mark
-	since time.Time // when that was found, or it was last given to the log
 }
 
 // appended is what is written in one turn, for several that wait for it.
@@ -275,16 +198,6 @@ func (s *Stream) flush(ctx context.Context) error {
 			return err
 		}
 		s.sent = next.Next
-	}
-}
-
-// miss remembers a record that the log should have.
-func (s *Stream) miss(m mark) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, known := s.missing[m.hash]; !known {
-		s.missing[m.hash] = struct{}{}
-		s.gone = append(s.gone, absent{m, time.Now()})
 	}
 }
 
@@ -520,208 +433,6 @@ func (s *Stream) start(ctx context.Context) (after, last uint64, err error) {
 	return at.Number, ends.Last, nil
 }
 
-// load loads the snapshot that the engine keeps, and says what it covers;
-// ErrNoSnapshot if there is none that was not loaded before.
-func (s *Stream) load(ctx context.Context) (Cursor, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	// Each step may take that long: on a slow way, each asks several times.
-	stalled := time.AfterFunc(streamSilence, func() { cancel(errors.New("it does not come")) })
-	defer stalled.Stop()
-	saved, err := s.Engine.Snapshot(ctx)
-	if err != nil {
-		return Cursor{}, fmt.Errorf("ask for a snapshot: %w", cmp.Or(context.Cause(ctx), err))
-	}
-	stalled.Reset(streamSilence)
-	s.mu.Lock()
-	old := saved.Made.Equal(s.loaded)
-	s.mu.Unlock()
-	if old {
-		return Cursor{}, ErrNoSnapshot
-	}
-	from, err := s.Engine.OpenSnapshot(ctx)
-	if err != nil {
-		return Cursor{}, fmt.Errorf("fetch a snapshot: %w", cmp.Or(context.Cause(ctx), err))
-	}
-	defer from.Close()
-	stalled.Reset(streamSilence)
-	tmp, err := os.CreateTemp(s.Dir, "feed-*.snapshot")
-	if err != nil {
-		return Cursor{}, err
-	}
-	defer os.Remove(tmp.Name())
-	defer tmp.Close()
-	// Twice what as many entries as fit would take, and some for the header.
-	limit := int64(s.List.Stats().Max)*64 + 16<<20
-	n, err := io.Copy(tmp, &progress{io.LimitReader(from, limit+1), stalled})
-	if err == nil && n > limit {
-		err = fmt.Errorf("it is larger than %d bytes, more than denylist.max_entries could hold", limit)
-	}
-	if err != nil {
-		return Cursor{}, fmt.Errorf("fetch a snapshot: %w", cmp.Or(context.Cause(ctx), err))
-	}
-	snapshot, err := s.Follower.Open(tmp.Name())
-	if err != nil {
-		return Cursor{}, fmt.Errorf("fetch a snapshot: %w", err)
-	}
-	defer snapshot.Close()
-	if err := s.Follower.Load(snapshot); err != nil {
-		return Cursor{}, err
-	}
-	s.mu.Lock()
-	s.loaded = saved.Made
-	s.mu.Unlock()
-	s.Logger.Info("a snapshot of the revocation feed was loaded", "feed", s.Source.Name(), "entries", snapshot.Entries, "made", snapshot.Made)
-	return saved.At, nil
-}
-
-// progress puts off a time limit for as long as something comes.
-type progress struct {
-	io.Reader
-	stalled *time.Timer
-}
-
-func (p *progress) Read(b []byte) (int, error) {
-	n, err := p.Reader.Read(b)
-	if n > 0 {
-		p.stalled.Reset(streamSilence)
-	}
-	return n, err
-}
-
-// agrees is whether the log is the one that was read, as far as can be told.
-func (s *Stream) agrees(ctx context.Context, at Cursor, ends Ends) (bool, error) {
-	switch {
-	case at.Log != ends.Log || at.Number > ends.Last:
-		return false, nil
-	case at.Number < ends.First || at.Hash == Hash{}:
-		return true, nil // forgotten, or never read
-	}
-	data, err := s.Engine.Message(ctx, at.Number)
-	if errors.Is(err, ErrNoMessage) { // forgotten by now
-		return true, nil
-	}
-	return err == nil && hashOf(data) == at.Hash, err
-}
-
-// diverged is the last place that the log has in common with what was read; zero if
-// none is known. What was read behind it is missing until it comes again.
-func (s *Stream) diverged(ctx context.Context, at Cursor, ends Ends) (to Cursor, err error) {
-	s.mu.Lock()
-	marks := slices.Clone(s.marks)
-	s.mu.Unlock()
-	// What two logs have in common is their beginning.
-	common, _ := slices.BinarySearchFunc(marks, 0, func(m mark, _ int) int {
-		if m.number < ends.First {
-			return -1
-		}
-		if m.number > ends.Last || err != nil {
-			return 1
-		}
-		ctx, cancel := context.WithTimeout(ctx, callWithin)
-		defer cancel()
-		data, failed := s.Engine.Message(ctx, m.number)
-		switch {
-		case errors.Is(failed, ErrNoMessage):
-			return -1
-		case failed != nil:
-			err = failed
-		case hashOf(data) == m.hash:
-			return -1
-		}
-		return 1
-	})
-	if err != nil {
-		return Cursor{}, err
-	}
-	if common > 0 && marks[common-1].number >= ends.First {
-		to = Cursor{Log: ends.Log, Number: marks[common-1].number, Hash: marks[common-1].hash}
-	}
-	s.Logger.Error("the log of revocations is not the one that was read: it was made anew, put back from an old copy, or lost its end; nothing that it said is lifted, and what it lost is handed back",
-		"feed", s.Source.Name(), "read", at.Number, "in_common", to.Number, "first", ends.First, "last", ends.Last)
-	s.Follower.count(Rewind)
-	for _, m := range marks {
-		if m.number > to.Number && m.data != nil {
-			s.miss(m)
-		}
-	}
-	s.mu.Lock()
-	s.broke = time.Now()
-	s.mu.Unlock()
-	s.doubts.Add(1)
-	return to, nil
-}
-
-// watch looks now and then whether the log is still the one that is read: an engine
-// that went back says nothing, and sends nothing that would show it.
-func (s *Stream) watch(ctx context.Context, lost context.CancelCauseFunc) {
-	for doubted := 0; sleep(ctx, watchEvery); {
-		ask, cancel := context.WithTimeout(ctx, callWithin)
-		at := s.place()
-		ends, err := s.Engine.Ends(ask)
-		same := true
-		if err == nil && at.Log != "" {
-			same, err = s.agrees(ask, at, ends)
-		}
-		cancel()
-		switch {
-		case err != nil: // that it is away shows elsewhere
-		case same:
-			doubted = 0
-		default:
-			if doubted++; doubted == 2 {
-				lost(errOther)
-				return
-			}
-		}
-	}
-}
-
-// handBack appends records that the log should have and that do not come. Others who
-// read them once do the same; whoever comes first saves the others the trouble.
-func (s *Stream) handBack(ctx context.Context) {
-	for refused := false; sleep(ctx, signEvery/2+mathrand.N(signEvery)); {
-		now := time.Now()
-		s.mu.Lock()
-		if !s.current { // it may be in what was not read yet
-			s.mu.Unlock()
-			continue
-		}
-		s.gone = slices.DeleteFunc(s.gone, func(a absent) bool {
-			_, missing := s.missing[a.hash]
-			return !missing
-		})
-		var late []mark
-		for i := range s.gone {
-			if now.Sub(s.gone[i].since) > absentFor {
-				late = append(late, s.gone[i].mark)
-				s.gone[i].since = now
-			}
-		}
-		s.mu.Unlock()
-		handed := 0
-		for _, m := range late {
-			s.mu.Lock()
-			_, missing := s.missing[m.hash]
-			s.mu.Unlock()
-			if !missing {
-				continue
-			}
-			if err := s.append(ctx, m.data); err != nil {
-				if !refused && ctx.Err() == nil {
-					refused = true
-					s.Logger.Warn("records that the log of revocations lost cannot be handed back from here", "feed", s.Source.Name(), "error", err)
-				}
-				break
-			}
-			handed++
-		}
-		if handed > 0 {
-			s.Logger.Warn("records that the log of revocations had lost were handed back", "feed", s.Source.Name(), "records", handed)
-		}
-	}
-}
-
 // sign appends signs of life, if nobody else does.
 func (s *Stream) sign(ctx context.Context) {
 	for ; ; sleep(ctx, signEvery/8+mathrand.N(signEvery/8)) {
@@ -770,64 +481,4 @@ func (s *Stream) signNow(ctx context.Context, now time.Time) error {
 		return errors.New("there is nothing to say")
 	}
 	return s.append(ctx, next.Beats[0])
-}
-
-// save leaves a snapshot with the engine now and then.
-func (s *Stream) save(ctx context.Context) {
-	var version, missing uint64
-	for pause := 2 * time.Second; sleep(ctx, pause/2+mathrand.N(pause)); pause = min(2*pause, 30*time.Second) {
-		if s.Source.State(time.Now()) != Live || !s.Follower.Whole() {
-			continue
-		}
-		ask, cancel := context.WithTimeout(ctx, callWithin)
-		at, now := s.Cursor(), time.Now()
-		saved, err := s.Engine.Snapshot(ask)
-		ends, failed := s.Engine.Ends(ask)
-		cancel()
-		if failed != nil {
-			continue
-		}
-		s.mu.Lock()
-		broke := s.broke
-		s.mu.Unlock()
-		age := now.Sub(saved.Made)
-		switch {
-		case errors.Is(err, ErrNoSnapshot):
-		case err != nil:
-			continue
-		case saved.At.Number+1 < ends.First: // it covers nothing any more
-		case ends.Missing != missing: // somebody took messages out: who comes late knows them by a snapshot alone
-		case saved.At.Log != at.Log || saved.Made.Before(broke) || age > snapshotLasts || age > snapshotEvery && s.List.Version() != version:
-		default:
-			continue
-		}
-		held := s.List.Version()
-		if err := s.saveNow(ctx, at, now); err != nil {
-			if ctx.Err() == nil {
-				s.Logger.Error("no snapshot can be left with the log of revocations; who comes late will not be in step once the log has forgotten its beginning", "feed", s.Source.Name(), "error", err)
-			}
-			continue
-		}
-		version, missing = held, ends.Missing
-	}
-}
-
-func (s *Stream) saveNow(ctx context.Context, at Cursor, now time.Time) error {
-	tmp, err := os.CreateTemp(s.Dir, "feed-*.snapshot")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	defer tmp.Close()
-	// The places after the cursor: what was read meanwhile comes again, and may.
-	header := SnapshotHeader{Made: now.UTC(), Places: s.Follower.Places()}
-	if err := WriteSnapshot(tmp, s.List, header, func() (none SnapshotFooter) { return none }, s.Key); err != nil {
-		return err
-	}
-	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
-	defer cancel()
-	return s.Engine.SaveSnapshot(ctx, at, tmp)
 }

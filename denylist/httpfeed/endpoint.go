@@ -11,7 +11,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"time"
 
@@ -301,22 +300,7 @@ func (e *endpoint) load(ctx context.Context, address string) error {
 		return fmt.Errorf("fetch a snapshot: %w", err)
 	}
 	defer res.Body.Close()
-	tmp, err := os.CreateTemp(e.dir, "feed-*.snapshot")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	defer tmp.Close()
-	// Twice what as many entries as fit would take, and some for the header.
-	limit := int64(e.list.Stats().Max)*64 + 16<<20
-	n, err := io.Copy(tmp, &progress{io.LimitReader(res.Body, limit+1), stalled})
-	if err == nil && n > limit {
-		err = fmt.Errorf("it is larger than %d bytes, more than denylist.max_entries could hold", limit)
-	}
-	if err != nil {
-		return fmt.Errorf("fetch a snapshot: %w", err)
-	}
-	s, err := e.follower.Open(tmp.Name())
+	s, err := e.follower.Receive(res.Body, e.dir, func() { stalled.Reset(stall) })
 	if err != nil {
 		return fmt.Errorf("fetch a snapshot: %w", err)
 	}
@@ -331,18 +315,4 @@ func (e *endpoint) load(ctx context.Context, address string) error {
 	e.back()
 	e.log.Info("a snapshot of the revocation feed was loaded", "feed", e.source.Name(), "hub", e.base, "entries", s.Entries, "made", s.Made)
 	return nil
-}
-
-// progress puts off a time limit for as long as something comes.
-type progress struct {
-	io.Reader
-	stalled *time.Timer
-}
-
-func (p *progress) Read(b []byte) (int, error) {
-	n, err := p.Reader.Read(b)
-	if n > 0 {
-		p.stalled.Reset(stall)
-	}
-	return n, err
 }
