@@ -2,7 +2,9 @@ package token
 
 import (
 	"net/http"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"durward/decision"
 )
@@ -109,15 +111,51 @@ func (f Finder) cookie(fields []string) (raw string, found bool, refused *Error)
 	return raw, found, nil
 }
 
-// Resembles reports whether some reader could take the pair for the named
-// cookie: in another case, with blanks, quotes or controls around the name,
-// behind an empty name, or without a value.
+// Resembles reports whether some reader could take the pair, or a part of it, for
+// the named cookie: in another case, with blanks, quotes or controls around the
+// name, behind an empty name or without a value; behind a blank or a comma, where
+// some see the next cookie; percent-encoded; with a dot for an underscore or as a
+// member of an array, as PHP reads names.
 func Resembles(piece, name string) bool {
-	piece = strings.TrimLeftFunc(piece, func(r rune) bool { return r == '=' || noise(r) })
-	spelled, _, _ := strings.Cut(piece, "=")
-	spelled = strings.TrimFunc(spelled, noise)
-	return len(spelled) == len(name) && foldASCII(spelled) == foldASCII(name)
+	for piece != "" {
+		part := piece
+		if i := strings.IndexFunc(piece, apart); i < 0 {
+			piece = ""
+		} else {
+			_, size := utf8.DecodeRuneInString(piece[i:])
+			part, piece = piece[:i], piece[i+size:]
+		}
+		spelled, _, _ := strings.Cut(strings.TrimLeft(part, "="), "=")
+		if strings.IndexByte(spelled, '%') >= 0 {
+			spelled = strings.TrimFunc(unescaped(spelled), noise)
+		}
+		spelled, _, _ = strings.Cut(spelled, "[")
+		if len(spelled) == len(name) && foldName(spelled) == foldName(name) {
+			return true
+		}
+	}
+	return false
 }
+
+func apart(r rune) bool { return r == ',' || noise(r) }
+
+// unescaped reads percent-encoding as lenient readers do: what is none stays.
+func unescaped(s string) string {
+	b := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] == '%' && i+2 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+3], 16, 8); err == nil {
+				b = append(b, byte(n))
+				i += 2
+				continue
+			}
+		}
+		b = append(b, s[i])
+	}
+	return string(b)
+}
+
+func foldName(s string) string { return strings.ReplaceAll(foldASCII(s), ".", "_") }
 
 // noise is what lenient readers trim: blanks, quotes, controls, and everything
 // outside of ASCII, where some see blanks too.

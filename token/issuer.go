@@ -278,9 +278,9 @@ func checkURL(s string) error {
 	case err != nil:
 		return errors.New("not a URL") // url.Error would repeat it, password and all
 	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Opaque != "":
-		return fmt.Errorf("%q is not an http or https URL", u.Redacted())
+		return fmt.Errorf("%q is not an http or https URL", shown(s))
 	case u.User != nil:
-		return fmt.Errorf("%q has credentials in it, which end up in logs", u.Redacted())
+		return fmt.Errorf("%q has credentials in it, which end up in logs", shown(s))
 	}
 	return nil
 }

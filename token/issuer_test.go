@@ -45,7 +45,7 @@ func TestIssuerProblems(t *testing.T) {
 		{"no algorithms", func(c *IssuerConfig) { c.Algorithms = []string{} }, "algorithms: empty"},
 		{"no types", func(c *IssuerConfig) { c.TokenTypes = []string{} }, "token_types: empty"},
 		{"an empty type", func(c *IssuerConfig) { c.TokenTypes = []string{""} }, "token_types: a type is empty"},
-		{"no file", func(c *IssuerConfig) { c.JWKSFile += ".not" }, "jwks_file: stat "},
+		{"no file", func(c *IssuerConfig) { c.JWKSFile += ".not" }, "jwks_file: open "},
 		{"directory", func(c *IssuerConfig) { c.JWKSFile = "/" }, `jwks_file: "/" is not a regular file`},
 		{"broken file", func(c *IssuerConfig) { c.JWKSFile = broken }, `jwks_file: keys from "` + broken + `": no usable key`},
 		{"negative lifetime", func(c *IssuerConfig) { c.MaxLifetime = -second }, "max_lifetime: -1s is not between 0 and 87600h0m0s"},

@@ -1,7 +1,9 @@
 package token
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -13,16 +15,13 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 )
 
 const (
 	maxDocument    = 1 << 20   // bytes of a key set or a discovery document
 	discoveryValid = time.Hour // how long a discovered address is used without asking again
-
-	// settled is how old a file's time of change must be before an unchanged one means
-	// unchanged content. Some file systems count in steps of two seconds.
-	settled = 2 * time.Second
 )
 
 // A source is where a key set comes from: httpSource or fileSource.
@@ -37,7 +36,7 @@ type source interface {
 // A stamp tells whether a document has changed. The zero stamp is none.
 type stamp struct {
 	url, etag string
-	file      os.FileInfo
+	sum       [sha256.Size]byte // of a file
 }
 
 // A fileSource is the path of a file with a key set.
@@ -46,31 +45,31 @@ type fileSource string
 func (f fileSource) String() string { return fmt.Sprintf("%q", string(f)) }
 func (f fileSource) rest()          {}
 
-// read compares inode, time and size, so that an unchanged file costs one stat.
+// read compares the content: its size and times stay as they were if it is replaced
+// by a tool that keeps them, as some that deploy do.
 func (f fileSource) read(_ context.Context, known stamp) ([]byte, stamp, error) {
-	info, err := os.Stat(string(f))
-	if err != nil {
-		return nil, stamp{}, err
-	}
-	if old := known.file; old != nil && os.SameFile(old, info) && old.ModTime().Equal(info.ModTime()) && old.Size() == info.Size() {
-		return nil, known, nil
-	}
-	if !info.Mode().IsRegular() { // reading a pipe would block
-		return nil, stamp{}, fmt.Errorf("%q is not a regular file", string(f))
-	}
-	file, err := os.Open(string(f))
+	// Without O_NONBLOCK, opening a pipe would block.
+	file, err := os.OpenFile(string(f), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, stamp{}, err
 	}
 	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, stamp{}, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, stamp{}, fmt.Errorf("%q is not a regular file", string(f))
+	}
 	document, err := readAll(file)
 	if err != nil {
 		return nil, stamp{}, fmt.Errorf("read %q: %w", string(f), err)
 	}
-	if time.Since(info.ModTime()).Abs() < settled {
-		return document, stamp{}, nil
+	now := stamp{sum: sha256.Sum256(document)}
+	if now == known {
+		return nil, known, nil
 	}
-	return document, stamp{file: info}, nil
+	return document, now, nil
 }
 
 // An httpSource fetches a key set, and finds out its address if none is given.
@@ -107,13 +106,20 @@ func newHTTPSource(issuer, address string, pool *x509.CertPool) *httpSource {
 func (h *httpSource) rest() { h.client.CloseIdleConnections() }
 
 func (h *httpSource) String() string {
-	if h.address != "" {
-		return h.address
-	}
-	if h.discovered != "" {
-		return h.discovered
+	if address := cmp.Or(h.address, h.discovered); address != "" {
+		return shown(address)
 	}
 	return h.discovery()
+}
+
+// shown is an address without its query, which may hold a key of its own; messages
+// and status pages are read by many.
+func shown(address string) string {
+	if u, err := url.Parse(address); err == nil {
+		address = u.Redacted()
+	}
+	before, _, _ := strings.Cut(address, "?")
+	return before
 }
 
 // discovery is the address of the metadata (OpenID Connect Discovery section 4).
@@ -139,7 +145,7 @@ func (h *httpSource) read(ctx context.Context, known stamp) ([]byte, stamp, erro
 	document, etag, err := h.get(ctx, address, known.etag)
 	if err != nil {
 		h.discovered = "" // it may have moved
-		return nil, stamp{}, fmt.Errorf("fetch keys from %s: %w", address, err)
+		return nil, stamp{}, fmt.Errorf("fetch keys from %s: %w", shown(address), err)
 	}
 	return document, stamp{url: address, etag: etag}, nil
 }
@@ -166,7 +172,7 @@ func (h *httpSource) discover(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("jwks_uri %w", err)
 	}
 	if u, err := url.Parse(h.issuer); err == nil && u.Scheme == "https" && !strings.HasPrefix(foldASCII(address), "https:") {
-		return "", fmt.Errorf("jwks_uri %q is plain http, the issuer is not", clip(address))
+		return "", fmt.Errorf("jwks_uri %q is plain http, the issuer is not", clip(shown(address)))
 	}
 	return address, nil
 }
@@ -195,7 +201,7 @@ func (h *httpSource) get(ctx context.Context, address, etag string) ([]byte, str
 	case status == http.StatusNotModified && etag != "":
 		return nil, etag, nil
 	case 300 <= status && status < 400:
-		return nil, "", fmt.Errorf("%s to %q: redirects are not followed, configure the final address", response.Status, clip(response.Header.Get("Location")))
+		return nil, "", fmt.Errorf("%s to %q: redirects are not followed, configure the final address", response.Status, clip(shown(response.Header.Get("Location"))))
 	case status != http.StatusOK:
 		return nil, "", errors.New(response.Status)
 	}

@@ -69,6 +69,10 @@ func NewVerifier(issuers []*Issuer, cache *Cache, maxTokenBytes int) *Verifier {
 // Issuers are the issuers whose tokens are verified.
 func (v *Verifier) Issuers() []*Issuer { return slices.Clone(v.issuers) }
 
+// Accepts is whether tokens of an issuer, told by its URL, are accepted at all. The
+// issuer may be another configuration's.
+func (v *Verifier) Accepts(i *Issuer) bool { return v.byURL[i.URL()] != nil }
+
 // Verify checks the token and returns its claims, or says why not; exactly one of
 // the two is nil. accept are the names of the issuers that the route accepts; nil
 // means all, and an empty list none. now is the time of the request's arrival. It
