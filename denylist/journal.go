@@ -210,13 +210,20 @@ func merge(rs []Revocation, expired time.Time) []Revocation {
 
 // compact writes the journal anew beside the old one and puts it in its place. A
 // crash leaves one of the two.
+// CreateAnew makes a file that only its owner may read and write, in the place of
+// whatever has that name: a link is not followed, and rights that somebody gave it
+// beforehand are not kept.
+func CreateAnew(path string) (*os.File, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
 func (j *Journal) compact(held []Revocation, old io.ReaderAt, broken []Line) error {
 	err := func() error {
 		tmp := j.path + ".tmp"
-		if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		f, err := CreateAnew(tmp)
 		if err != nil {
 			return err
 		}

@@ -442,7 +442,7 @@ func (r *blockReader) cutoff() Cutoff {
 
 // SaveSnapshot replaces the file as a whole or not at all, and durably.
 func SaveSnapshot(path string, l *List, header SnapshotHeader, footer func() SnapshotFooter) error {
-	tmp, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	tmp, err := CreateAnew(path + ".tmp")
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -25,7 +26,10 @@ import (
 )
 
 // maxAdminBody bounds what the operators' interface reads.
-const maxAdminBody = 16 << 20
+const (
+	maxAdminBody = 16 << 20
+	maxLines     = 100_000 // of one body: each is answered, and takes some hundred bytes for it
+)
 
 // adminHandler is the operators' interface. What only tells how the gateway
 // fares is open to whoever reaches the address; what changes or reveals more
@@ -46,7 +50,16 @@ func (g *gateway) adminHandler(address string) http.Handler {
 	closed.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	closed.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	closed.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	return sameSite(address, open)
+	return sameSite(address, hurried(open))
+}
+
+// hurried leaves a client that does not read its answer, unless it turns out to be
+// an operator: those may profile for minutes.
+func hurried(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second))
+		next.ServeHTTP(w, r)
+	})
 }
 
 // healthHandler is for probes that cannot reach the operators' interface.
@@ -73,6 +86,8 @@ func sameSite(address string, next http.Handler) http.Handler {
 		site := r.Header.Get("Sec-Fetch-Site")
 		origin, originErr := url.Parse(r.Header.Get("Origin"))
 		switch {
+		case len(r.Header["Origin"]) > 1 || len(r.Header["Sec-Fetch-Site"]) > 1:
+			adminError(w, http.StatusForbidden, "Origin and Sec-Fetch-Site may be there once")
 		case err != nil || addrErr != nil && host.Name != "localhost" && !strings.EqualFold(host.Name, own):
 			adminError(w, http.StatusForbidden, "the Host is neither an address, localhost, nor the one configured as admin")
 		case site != "" && site != "same-origin" && site != "none":
@@ -97,6 +112,7 @@ func (g *gateway) authorized(next http.Handler) http.Handler {
 			adminError(w, http.StatusUnauthorized, "send the content of admin_token_file as Authorization: Bearer")
 			return
 		}
+		http.NewResponseController(w).SetWriteDeadline(time.Time{})
 		next.ServeHTTP(w, r)
 	})
 }
@@ -369,27 +385,27 @@ func (g *gateway) enforced(ctx context.Context, scope any, until time.Time) (ans
 // accepted by other gateways; via are the sources of these.
 func (g *gateway) accept(ctx context.Context, body []byte, now time.Time, forwarded bool, via []string) (status int, answer map[string]any) {
 	results, accepted := []lineResult{}, []denylist.Revocation{}
-	for i, line := range splitLines(body) {
-		if len(bytes.TrimSpace(line)) == 0 {
-			continue
+	for number, line := range linesIn(body) {
+		if len(results) == maxLines {
+			return http.StatusRequestEntityTooLarge, map[string]any{"error": fmt.Sprintf("more than %d lines; send fewer at once; nothing was revoked", maxLines)}
 		}
 		revocation, err := denylist.Parse(line, g.list.Issuers(), now, true)
 		if err != nil {
-			results = append(results, lineResult{Line: i + 1, Status: "refused", Problem: err.Error()})
+			results = append(results, lineResult{Line: number, Status: "refused", Problem: err.Error()})
 			continue
 		}
-		result := lineResult{Line: i + 1, Status: "applied"}
+		result := lineResult{Line: number, Status: "applied"}
 		if !revocation.Clamped.IsZero() {
 			result.Note = fmt.Sprintf("before was more than %s ahead and was clamped", denylist.MaxAhead)
-			g.log.Warn("a revocation's before lies too far ahead and was clamped", "line", i+1, "before", revocation.Clamped)
+			g.log.Warn("a revocation's before lies too far ahead and was clamped", "line", number, "before", revocation.Clamped)
 		}
 		if lacking := g.unenforceable(revocation); lacking != "" {
 			result.Note = strings.TrimPrefix(result.Note+"; "+lacking, "; ")
-			g.log.Warn("a revocation does not reach all of its issuer's tokens", "line", i+1, "kind", revocation.Kind.String(), "why", lacking)
+			g.log.Warn("a revocation does not reach all of its issuer's tokens", "line", number, "kind", revocation.Kind.String(), "why", lacking)
 			// Refusing is for who can write another line at once. What other gateways
 			// accepted must not be lost between them.
 			if !forwarded && g.current.Load().config.Denylist.OnUnenforceable == "reject" {
-				results = append(results, lineResult{Line: i + 1, Status: "refused", Problem: lacking + " (denylist.on_unenforceable: reject)"})
+				results = append(results, lineResult{Line: number, Status: "refused", Problem: lacking + " (denylist.on_unenforceable: reject)"})
 				continue
 			}
 		}
@@ -456,13 +472,22 @@ func (g *gateway) serveQuarantine(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]any{"operations": total, "dropped": asked.Drop})
 }
 
-// splitLines takes a body apart; one object over several lines counts as one.
-func splitLines(body []byte) [][]byte {
-	var one json.RawMessage
-	if json.Unmarshal(body, &one) == nil {
-		return [][]byte{bytes.TrimSpace(body)}
+// linesIn are the lines of a body that are not blank, with their numbers; one object
+// over several lines counts as one.
+func linesIn(body []byte) iter.Seq2[int, []byte] {
+	return func(yield func(int, []byte) bool) {
+		if json.Valid(body) {
+			yield(1, bytes.TrimSpace(body))
+			return
+		}
+		number := 0
+		for line := range bytes.Lines(body) {
+			number++
+			if line = bytes.TrimSpace(line); len(line) > 0 && !yield(number, line) {
+				return
+			}
+		}
 	}
-	return bytes.Split(body, []byte("\n"))
 }
 
 // A scope is how far a revocation reaches once it is answered.

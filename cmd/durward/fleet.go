@@ -371,7 +371,7 @@ func (g *gateway) listenHub(b *built, l *listening) error {
 		List: g.list, Log: g.fleet.records, Key: g.fleet.signing, Token: b.hubToken, Whole: g.whole, Accept: g.acceptForwarded,
 	}
 	l.hub = &http.Server{
-		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
+		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
 		DisableGeneralOptionsHandler: true, ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 	}
 	if c.TLS != nil {
@@ -386,6 +386,9 @@ func (g *gateway) listenHub(b *built, l *listening) error {
 		}
 	}
 	l.hub.Handler = hub.Handler()
+	if host, _, _ := net.SplitHostPort(c.Listen); hub.Token == "" && !hub.Certificates && httpfeed.IsLoopback(host) {
+		l.hub.Handler = sameSite(c.Listen, l.hub.Handler) // it asks nobody who they are, so a browser here would do
+	}
 	return nil
 }
 

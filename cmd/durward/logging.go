@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"log/slog"
 	"math"
+	"strings"
 	"time"
 
 	"durward/decision"
@@ -26,6 +27,16 @@ func (h leveled) WithAttrs(as []slog.Attr) slog.Handler {
 
 func (h leveled) WithGroup(name string) slog.Handler {
 	return leveled{h.Handler.WithGroup(name), h.level}
+}
+
+// A stray writer takes what libraries say to the standard logger, without what they
+// quote: net/http quotes what an upstream sent unasked, be it a session cookie.
+type stray struct{ log *slog.Logger }
+
+func (s stray) Write(line []byte) (int, error) {
+	text, _, _ := strings.Cut(strings.TrimSpace(string(line)), `"`)
+	s.log.Warn("a library says", "text", text[:min(len(text), 200)])
+	return len(line), nil
 }
 
 // setLevels says what is logged from now on. In audit mode, requests and

@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"reflect"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -33,11 +36,11 @@ func (g *gateway) reloadLoop(ctx context.Context, hangup <-chan os.Signal) {
 		case <-t.C:
 			// Only what stays as it is: half of a file that somebody is writing may be
 			// a good configuration, without the grants that its last route asks for.
-			text, err := os.ReadFile(g.path)
+			text, err := readRegular(g.path)
 			switch {
-			case err != nil || string(text) == g.content:
-			case string(text) != changed:
-				changed = string(text)
+			case err != nil || text == g.content:
+			case text != changed:
+				changed = text
 			default:
 				g.reload(ctx, "the file changed")
 			}
@@ -50,10 +53,14 @@ func (g *gateway) reloadLoop(ctx context.Context, hangup <-chan os.Signal) {
 func (g *gateway) reload(ctx context.Context, why string) []problem {
 	g.manager.reloading()
 	defer g.manager.tell(daemon.SdNotifyReady)
-	if text, err := os.ReadFile(g.path); err == nil {
-		g.content = string(text)
+	var next *built
+	var wrong []problem
+	if text, err := readRegular(g.path); err != nil {
+		wrong = []problem{{File: g.path, Message: err.Error()}}
+	} else {
+		g.content = text
+		next, wrong = buildFile(g.path, g.world())
 	}
-	next, wrong := buildFile(g.path, g.world())
 	if wrong == nil {
 		wrong = fixed(g.current.Load().config, next.config)
 	}
@@ -73,6 +80,21 @@ func (g *gateway) reload(ctx context.Context, why string) []problem {
 		g.log.Warn("configuration", "warning", w.Error())
 	}
 	return nil
+}
+
+// readRegular reads the configuration again. A pipe is good for the first time alone:
+// who waits for somebody to write to it cannot even shut down.
+func readRegular(path string) (string, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return "", errors.Join(errors.New("is not a regular file any more"), err)
+	}
+	text, err := io.ReadAll(f)
+	return string(text), err
 }
 
 // fixed lists what cannot change while the process runs, and did.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	stdlog "log"
 	"log/slog"
 	"math"
 	"net"
@@ -184,6 +185,8 @@ func (g *gateway) first(path string, log *logWriter) (*built, error) {
 	g.logs, g.logsText = log, b.config.Log.Format == "text"
 	g.setLevels(b)
 	g.log, g.audit = slog.New(leveled{handler, g.level}), slog.New(leveled{audit, g.auditLevel})
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(stray{g.log})
 	g.list.SetIssuers(b.limits)
 	// What was promised is kept, whatever the limit says now; use sets it.
 	g.list.SetMaxEntries(math.MaxInt)

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"durward/denylist"
 	"durward/token"
 )
 
@@ -133,7 +134,7 @@ func keepLastRun(ctx context.Context, dir string, log *slog.Logger) {
 
 // writeFile replaces the file as a whole or not at all, and durably.
 func writeFile(path string, content []byte) error {
-	tmp, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	tmp, err := denylist.CreateAnew(path + ".tmp")
 	if err != nil {
 		return err
 	}

@@ -147,7 +147,7 @@ func (r *reader) read(now time.Time) (*remarks, error) {
 	if reached || !slices.Equal(issuers, r.issuers) {
 		r.seen, r.done, r.issuers = nil, progress{}, issuers
 	}
-	if r.seen != nil && os.SameFile(r.seen, info) && r.seen.Size() == info.Size() && r.seen.ModTime().Equal(info.ModTime()) {
+	if r.seen != nil && os.SameFile(r.seen, info) && r.seen.Size() == info.Size() && r.seen.ModTime().Equal(info.ModTime()) && changed(r.seen).Equal(changed(info)) {
 		return nil, nil
 	}
 	m, err := r.apply(f, now)
@@ -155,7 +155,7 @@ func (r *reader) read(now time.Time) (*remarks, error) {
 		return m, err
 	}
 	r.seen = nil
-	if now.Sub(info.ModTime()).Abs() > settled {
+	if now.Sub(info.ModTime()).Abs() > settled && now.Sub(changed(info)).Abs() > settled {
 		r.seen = info
 	}
 	return m, nil

@@ -66,12 +66,26 @@ type Hub struct {
 // Handler serves the hub's paths.
 func (h *Hub) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+headPath, h.serveHead)
-	mux.HandleFunc("GET "+logPath, h.serveLog)
-	mux.HandleFunc("GET "+streamPath, h.serveStream)
-	mux.HandleFunc("GET "+snapshotPath, h.serveSnapshot)
+	mux.HandleFunc("GET "+headPath, bodiless(h.serveHead))
+	mux.HandleFunc("GET "+logPath, bodiless(h.serveLog))
+	mux.HandleFunc("GET "+streamPath, bodiless(h.serveStream))
+	mux.HandleFunc("GET "+snapshotPath, bodiless(h.serveSnapshot))
 	mux.HandleFunc("POST "+revocationsPath, h.serveRevocations)
 	return h.authorized(mux)
+}
+
+// bodiless refuses a request with a body, and lets any other answer take longer than
+// the server gives a request to come.
+func bodiless(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			w.Header().Set("Connection", "close") // nobody waits for it
+			http.Error(w, "send no body", http.StatusBadRequest)
+			return
+		}
+		http.NewResponseController(w).SetReadDeadline(time.Time{})
+		next(w, r)
+	}
 }
 
 func (h *Hub) authorized(next http.Handler) http.Handler {
@@ -82,6 +96,7 @@ func (h *Hub) authorized(next http.Handler) http.Handler {
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeWithin))
 		if h.Token != "" && (!strings.EqualFold(scheme, "Bearer") || len(r.Header["Authorization"]) != 1 || subtle.ConstantTimeCompare(have[:], want[:]) != 1) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
+			w.Header().Set("Connection", "close") // else a body that never comes would be waited for first
 			http.Error(w, "send the content of the hub's serve_feed.token_file as Authorization: Bearer", http.StatusUnauthorized)
 			return
 		}
