@@ -262,7 +262,10 @@ func (d *direct) ask(ctx context.Context, w *wire, req *http.Request, hint func(
 	}
 	w.Conn.SetDeadline(time.Time{})
 	w.left = math.MaxInt64
-	a = &answer{from: res.Body, ctx: ctx, stop: stop, direct: d, keep: !res.Close}
+	// A body that comes behind an answer which announces one and has none would be
+	// taken for the next answer, if it is late.
+	announced := res.Header["Content-Length"] != nil && res.Header.Get("Content-Length") != "0" || res.TransferEncoding != nil
+	a = &answer{from: res.Body, ctx: ctx, stop: stop, direct: d, keep: !res.Close && !(res.Body == http.NoBody && announced)}
 	a.wire.Store(w)
 	if res.Body == http.NoBody {
 		a.end(true)

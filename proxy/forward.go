@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"context"
+	"crypto/sha1"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +11,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/textproto"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,6 +27,7 @@ var (
 	errCut      = errors.New("the request was cut")
 	errStatus   = errors.New("the upstream's status is not one of 100 to 999")
 	errSwitch   = errors.New("the upstream switched to another protocol than it was asked for")
+	errLength   = errors.New("the upstream's Content-Length has more than one reading")
 )
 
 // forward sends an allowed request to its upstream. Whatever can fail is done
@@ -62,7 +67,7 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 			rw.wire, _ = r.Context().Value(wireKey{}).(net.Conn)
 		}
 		st = &stream{claims: p.claims, began: rec.Time, until: p.claims.Until(), writer: rw}
-		done = h.live.add(s, st)
+		done = h.live.add(s, &h.current, st)
 		defer done()
 	}
 	sent := time.Now()
@@ -70,13 +75,19 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 	received := func(res *http.Response) error {
 		rec.Waited = time.Since(sent)
 		switch {
+		case res.StatusCode > 999:
+			return errStatus // at which the server would panic, as at 000 to 099
 		case res.StatusCode >= 200:
 		case res.StatusCode != http.StatusSwitchingProtocols:
-			return errStatus // 000 to 099, at which the server would panic
-		case !isOnlyWebSocket(res.Request.Header) || !isOnlyWebSocket(res.Header):
+			return errStatus
+		case !isOnlyWebSocket(res.Request.Header) || !isOnlyWebSocket(res.Header) || !understood(res):
 			// ReverseProxy takes two missing Upgrade fields for agreement, and would
-			// open a tunnel past every later decision.
+			// open a tunnel past every later decision; so would an upstream that answers
+			// everything with what it was sent.
 			return errSwitch
+		}
+		if err := oneLength(res); err != nil {
+			return err
 		}
 		h.checkResponse(s, res, ctx, rec, p)
 		if rw.grpc = rw.http2 && st != nil && isGRPC(res.Header.Get("Content-Type")); rw.grpc {
@@ -92,6 +103,9 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		reason, detail := classify(err, ctx, upload)
 		if rw.hints > maxHints {
 			reason, detail = decision.UpstreamUnreachable, "the upstream sent informational responses without end"
+		}
+		if rw.switched {
+			reason, detail = decision.UpstreamUnreachable, errSwitch.Error()
 		}
 		if cause := st.cut(); cause != NotCut {
 			reason, detail = cause.reason(), "cut before the upstream answered: "+cause.String()
@@ -132,6 +146,10 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 				// closing it gently.
 				if pr.Out.Body != nil {
 					pr.Out.Body = upload
+					// An upstream that does not expect a body leaves it unread, and takes it for
+					// the next request on the connection: one that nobody judged. So let there be
+					// no next one.
+					pr.Out.Close = !takesBody(pr.Out.Method)
 				}
 				s.address(pr.Out, rt.Upstream, p)
 				s.cleanse(pr.Out, p)
@@ -156,6 +174,43 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 	case rw.ended.Load() && rw.status != http.StatusSwitchingProtocols && !rw.grpc:
 		panic(http.ErrAbortHandler) // cut while it was answered: the connection is of no use any more, see revive
 	}
+}
+
+// takesBody is whether every upstream reads the body of such a request (RFC 9110
+// section 9.3).
+func takesBody(method string) bool {
+	return method == http.MethodPost || method == http.MethodPut || method == http.MethodPatch
+}
+
+// understood is whether the upstream has understood the WebSocket handshake that it
+// answers (RFC 6455 section 4.2.2).
+func understood(res *http.Response) bool {
+	const guid = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+	keys, accepts := res.Request.Header["Sec-Websocket-Key"], res.Header["Sec-Websocket-Accept"]
+	if len(keys) != 1 || len(accepts) != 1 {
+		return false
+	}
+	sum := sha1.Sum([]byte(strings.Trim(keys[0], " \t") + guid))
+	return accepts[0] == base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// oneLength sees to it that the length that goes to the client is one number in its
+// only spelling. The HTTP/2 transport passes others on as they are.
+func oneLength(res *http.Response) error {
+	if res.StatusCode == http.StatusNoContent || res.StatusCode == http.StatusNotModified {
+		res.Body.Close() // the HTTP/2 transport would wait for what the length says
+		res.Body = http.NoBody
+	}
+	values := res.Header["Content-Length"]
+	if len(values) == 0 {
+		return nil
+	}
+	n, err := strconv.ParseUint(values[0], 10, 63)
+	if err != nil || len(values) > 1 {
+		return errLength
+	}
+	res.Header["Content-Length"] = []string{strconv.FormatUint(n, 10)}
+	return nil
 }
 
 // address points the request at its upstream, with the method, host and path
@@ -263,7 +318,11 @@ func (b *trailing) Read(p []byte) (int, error) {
 
 func cleanseTrailer(trailer http.Header) {
 	for name := range trailer {
-		if name == "Set-Cookie" || strings.HasPrefix(name, "Durward-") {
+		switch name {
+		case "Set-Cookie", "Content-Length", "Transfer-Encoding", "Connection", "Upgrade", "Trailer":
+			delete(trailer, name)
+		}
+		if strings.HasPrefix(name, "Durward-") {
 			delete(trailer, name)
 		}
 	}
@@ -321,7 +380,20 @@ func classify(err error, ctx context.Context, upload *body) (decision.Reason, st
 	case ctx.Err() != nil:
 		return decision.ClientGone, "the client went away before the upstream answered"
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return decision.UpstreamTimeout, err.Error()
+		return decision.UpstreamTimeout, quoteless(err)
 	}
-	return decision.UpstreamUnreachable, err.Error()
+	return decision.UpstreamUnreachable, quoteless(err)
+}
+
+// quoteless is an error without what it quotes of an answer that could not be read:
+// as many bytes as an upstream likes, and a session cookie may be among them.
+func quoteless(err error) string {
+	if _, odd := errors.AsType[textproto.ProtocolError](err); odd {
+		return "the upstream's header is malformed"
+	}
+	text, _, quotes := strings.Cut(err.Error(), `"`)
+	if quotes {
+		text += "…"
+	}
+	return clip(text)
 }

@@ -178,8 +178,8 @@ type secured struct {
 func (c *secured) ConnectionState() tls.ConnectionState { return c.state }
 
 // ConnState follows what net/http does with a connection; the server's ConnState
-// must call it. Only then is it known whether what comes behind a request to
-// switch protocols is another request.
+// must call it. Only then is it known whether what comes behind a request is another
+// one.
 func (f *Front) ConnState(conn net.Conn, state http.ConnState) {
 	c, ok := conn.(*strict)
 	if s, secure := conn.(*secured); secure {
@@ -206,7 +206,7 @@ const (
 	inChunk
 	inChunkEnd
 	inTrailers
-	undecided // behind a request to switch protocols
+	undecided // behind a request that is being answered
 	beyond    // HTTP/1: another protocol has begun
 	ended     // nothing more passes
 	over      // nor is anything waited for any more
@@ -237,7 +237,6 @@ type strict struct {
 	fields  int
 	chunked bool
 	length  int64 // Content-Length; -1: none
-	upgrade bool
 	left    int64 // of the body or chunk
 }
 
@@ -516,7 +515,7 @@ func (c *strict) endRequestLine() (why string) {
 	}
 	limits := c.front.Limits()
 	c.most.bytes, c.most.fields = 2*limits.HeaderBytes, 2*limits.HeaderFields
-	c.size, c.fields, c.chunked, c.length, c.upgrade, c.blank = 0, 0, false, -1, false, false
+	c.size, c.fields, c.chunked, c.length, c.blank = 0, 0, false, -1, false
 	c.at, c.tail = inFields, line
 	if !c.later && string(line[:]) == "HTTP/2.0\r\n" {
 		c.at = inPreface
@@ -564,8 +563,6 @@ func (c *strict) field(line []byte) (why string) {
 			return "a Transfer-Encoding other than chunked"
 		}
 		c.chunked = true
-	case len("Upgrade"):
-		c.upgrade = c.upgrade || named(line[:colon], "upgrade")
 	case len(FrontField):
 		if named(line[:colon], "durward-front") {
 			return "a field that nobody but the gateway writes"
@@ -591,12 +588,12 @@ func (c *strict) endFields() (why string) {
 	return ""
 }
 
-// next is behind the end of a request.
+// next is behind the end of a request. What comes now is held until that is
+// answered: it may be of another protocol, and net/http, which watches the connection
+// meanwhile, looks no further than the next byte, behind which it would not see that
+// the client has gone.
 func (c *strict) next() {
-	c.later, c.tail, c.at = true, [10]byte{}, inRequestLine
-	if c.upgrade {
-		c.at = undecided
-	}
+	c.later, c.tail, c.at = true, [10]byte{}, undecided
 }
 
 // named tells whether it is the name, which is given in lower case.

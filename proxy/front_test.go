@@ -75,6 +75,7 @@ func throughFront(input []byte, size int) (messages []message) {
 		if r.Header["Upgrade"] != nil {
 			return messages
 		}
+		conn.resume() // as when it is answered
 	}
 }
 
@@ -322,6 +323,9 @@ func BenchmarkFront(b *testing.B) {
 					}
 					if _, err := io.Copy(io.Discard, r.Body); err != nil {
 						b.Fatal(err)
+					}
+					if c, ok := conn.(*strict); ok {
+						c.resume()
 					}
 				}
 			})

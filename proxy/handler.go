@@ -50,8 +50,16 @@ type Handler struct {
 }
 
 // Use makes every later request go by this snapshot. Requests in progress end
-// by the one that they began with.
-func (h *Handler) Use(s *Snapshot) { h.current.Store(s) }
+// by the one that they began with, and at once if their token is of an issuer that
+// it does not have: nobody could revoke such a token any more.
+func (h *Handler) Use(s *Snapshot) {
+	h.current.Store(s)
+	h.live.each(func(st *stream) {
+		if !s.Tokens.Accepts(st.claims.Issuer) {
+			h.live.cut(st, CutIssuer)
+		}
+	})
+}
 
 // Current is the snapshot in use.
 func (h *Handler) Current() *Snapshot { return h.current.Load() }

@@ -32,10 +32,11 @@ const (
 	CutExpired
 	CutMaxAge
 	CutShutdown
+	CutIssuer // a reload took the token's issuer out of the configuration
 )
 
 // Causes is how many causes there are; they count from 1.
-const Causes = int(CutShutdown)
+const Causes = int(CutIssuer)
 
 // String is the cause as logs and metrics spell it.
 func (c Cause) String() string {
@@ -48,6 +49,8 @@ func (c Cause) String() string {
 		return "max_age"
 	case CutShutdown:
 		return "shutdown"
+	case CutIssuer:
+		return "issuer_removed"
 	}
 	return ""
 }
@@ -59,6 +62,8 @@ func (c Cause) reason() decision.Reason {
 		return decision.Revoked
 	case CutExpired:
 		return decision.TokenExpired
+	case CutIssuer:
+		return decision.TokenIssuer
 	}
 	return decision.Overloaded // max_age and shutdown: another gateway, or another try, may do
 }
@@ -66,7 +71,7 @@ func (c Cause) reason() decision.Reason {
 // grpcStatus is the code that ends a gRPC call: UNAUTHENTICATED, or UNAVAILABLE
 // where another try may do.
 func (c Cause) grpcStatus() string {
-	if c == CutRevoked || c == CutExpired {
+	if c == CutRevoked || c == CutExpired || c == CutIssuer {
 		return "16"
 	}
 	return "14"
@@ -112,7 +117,8 @@ func (st *stream) cut() Cause {
 
 // add registers a request until the returned function is called. Whoever was
 // revoked between the decision and now is found here: the watcher looked too early.
-func (l *live) add(s *Snapshot, st *stream) (done func()) {
+// So is whose issuer is not in current any more.
+func (l *live) add(s *Snapshot, current *atomic.Pointer[Snapshot], st *stream) (done func()) {
 	p := &l.parts[l.turn.Add(1)%uint32(len(l.parts))]
 	p.mu.Lock()
 	if p.open == nil {
@@ -123,6 +129,9 @@ func (l *live) add(s *Snapshot, st *stream) (done func()) {
 	// by the watcher, who comes to this part after it.
 	if cause := st.check(s.Denied, s.Streams, st.began); cause != NotCut {
 		l.cut(st, cause)
+	}
+	if now := current.Load(); now != s && !now.Tokens.Accepts(st.claims.Issuer) {
+		l.cut(st, CutIssuer)
 	}
 	p.mu.Unlock()
 	return func() {
@@ -210,11 +219,16 @@ func (h *Handler) Watch(ctx context.Context, changed <-chan struct{}) {
 
 // CutStreams ends every request in progress that a token let in.
 func (h *Handler) CutStreams() {
-	for i := range h.live.parts {
-		p := &h.live.parts[i]
+	h.live.each(func(st *stream) { h.live.cut(st, CutShutdown) })
+}
+
+// each is given every request in progress. It must not wait.
+func (l *live) each(f func(*stream)) {
+	for i := range l.parts {
+		p := &l.parts[i]
 		p.mu.Lock()
 		for st := range p.open {
-			h.live.cut(st, CutShutdown)
+			f(st)
 		}
 		p.mu.Unlock()
 	}

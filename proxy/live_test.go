@@ -27,9 +27,38 @@ func running(tb testing.TB, h *Handler, issuer *token.Issuer, claims map[string]
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &writer{control: http.NewResponseController(httptest.NewRecorder()), cancel: cancel}
 	st := &stream{claims: c, began: time.Now(), until: c.Until(), writer: w}
-	done := h.live.add(h.Current(), st)
+	done := h.live.add(h.Current(), &h.current, st)
 	tb.Cleanup(func() { done(); cancel() })
 	return st, ctx
+}
+
+func accepting(issuers ...*token.Issuer) *token.Verifier {
+	return token.NewVerifier(issuers, nil, 8<<10)
+}
+
+// TestIssuerRemoved: a request in progress ends with the configuration that had its
+// issuer, also if it is registered only after that went.
+func TestIssuerRemoved(t *testing.T) {
+	issuer, list := testIssuer(t), denylist.New(10)
+	h := &Handler{}
+	with, without := &Snapshot{Denied: list, Tokens: accepting(issuer)}, &Snapshot{Denied: list, Tokens: accepting()}
+	h.Use(with)
+	st, cut := running(t, h, issuer, map[string]any{"sub": "alice"})
+	h.Use(&Snapshot{Denied: list, Tokens: accepting(issuer)})
+	if st.cut() != NotCut {
+		t.Errorf("its issuer is there: cut %q", st.cut())
+	}
+	h.Use(without)
+	if st.cut() != CutIssuer || cut.Err() == nil || h.Cuts(CutIssuer) != 1 {
+		t.Errorf("its issuer is gone: cut %q, %v", st.cut(), cut.Err())
+	}
+	h.current.Store(with)
+	late := &stream{claims: st.claims, began: time.Now(), until: st.until, writer: st.writer}
+	h.current.Store(without)
+	defer h.live.add(with, &h.current, late)()
+	if late.cut() != CutIssuer {
+		t.Errorf("registered too late: cut %q", late.cut())
+	}
 }
 
 func revoked(tb testing.TB, list *denylist.List, issuer *token.Issuer, format string, args ...any) {
@@ -68,7 +97,7 @@ func TestWatch(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				list := denylist.New(10)
 				h := &Handler{}
-				h.Use(&Snapshot{Denied: list, Streams: tt.streams})
+				h.Use(&Snapshot{Denied: list, Tokens: accepting(issuer), Streams: tt.streams})
 				watching, stop := context.WithCancel(t.Context())
 				ended := make(chan struct{})
 				go func() { h.Watch(watching, list.Changed()); close(ended) }()
@@ -108,7 +137,7 @@ func TestWatch(t *testing.T) {
 func TestAddRevoked(t *testing.T) {
 	issuer, list := testIssuer(t), denylist.New(10)
 	h := &Handler{}
-	h.Use(&Snapshot{Denied: list})
+	h.Use(&Snapshot{Denied: list, Tokens: accepting(issuer)})
 	revoked(t, list, issuer, `{"sub":"mallory"}`)
 	st, cut := running(t, h, issuer, map[string]any{"sub": "mallory"})
 	if st.cut() != CutRevoked || cut.Err() == nil {
@@ -117,7 +146,7 @@ func TestAddRevoked(t *testing.T) {
 	if twin, cut := running(t, h, issuer, map[string]any{"sub": "alice"}); twin.cut() != NotCut || cut.Err() != nil {
 		t.Errorf("the twin is cut: %q", twin.cut())
 	}
-	h.Use(&Snapshot{Denied: list, Streams: Streams{Grace: time.Minute}})
+	h.Use(&Snapshot{Denied: list, Tokens: accepting(issuer), Streams: Streams{Grace: time.Minute}})
 	st, _ = running(t, h, issuer, map[string]any{"sub": "mallory"})
 	if st.cut() != NotCut {
 		t.Errorf("cut within its grace: %q", st.cut())
@@ -189,7 +218,7 @@ func FuzzFrames(f *testing.F) {
 func BenchmarkScan(b *testing.B) {
 	issuer, list := testIssuer(b), denylist.New(200_000)
 	h := &Handler{}
-	h.Use(&Snapshot{Denied: list})
+	h.Use(&Snapshot{Denied: list, Tokens: accepting(issuer)})
 	for i := range 100_000 {
 		revoked(b, list, issuer, `{"jti":"revoked-%d"}`, i)
 	}

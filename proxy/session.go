@@ -130,6 +130,7 @@ func clearCookie(name string) *http.Cookie {
 // dropped and counted.
 func (h *Handler) checkCookies(s *Snapshot, res *http.Response, ctx context.Context, rec *decision.Record, p *Passage) {
 	var kept []string
+	dropped := uint64(0)
 	for _, line := range res.Header["Set-Cookie"] {
 		if !resembles(line, s.cookies) {
 			kept = append(kept, line)
@@ -139,8 +140,11 @@ func (h *Handler) checkCookies(s *Snapshot, res *http.Response, ctx context.Cont
 			kept = append(kept, cookie.String())
 			continue
 		}
-		h.cookiesDropped.Add(1)
-		h.Log.Warn("dropped a session cookie from an upstream", "id", rec.ID, "route", rec.Route, "upstream", rec.Upstream)
+		dropped++
+	}
+	if dropped > 0 {
+		h.cookiesDropped.Add(dropped)
+		h.Log.Warn("dropped a session cookie from an upstream", "id", rec.ID, "route", rec.Route, "upstream", rec.Upstream, "times", dropped)
 	}
 	if res.Header["Set-Cookie"] = kept; kept == nil {
 		delete(res.Header, "Set-Cookie")

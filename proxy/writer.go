@@ -17,19 +17,20 @@ import (
 // that reads nothing hold a connection for ever.
 type writer struct {
 	http.ResponseWriter
-	control *http.ResponseController
-	timeout time.Duration
-	http2   bool
-	http10  bool
-	empty   bool // the request has no body
-	grpc    bool // the answer can end with a status; set before it begins
-	status  int  // 0: nothing is sent yet
-	final   bool // close the connection behind the answer
-	bytes   int64
-	hints   int                // informational responses
-	upload  *body              // nil: the upstream gets none
-	cancel  context.CancelFunc // ends the upstream's side
-	wire    net.Conn           // the connection, to drop it; nil on HTTP/2, where others use it too
+	control  *http.ResponseController
+	timeout  time.Duration
+	http2    bool
+	http10   bool
+	empty    bool // the request has no body
+	grpc     bool // the answer can end with a status; set before it begins
+	status   int  // 0: nothing is sent yet
+	final    bool // close the connection behind the answer
+	bytes    int64
+	hints    int                // informational responses
+	switched bool               // one of those was a switch of protocols, which an HTTP/2 upstream cannot make
+	upload   *body              // nil: the upstream gets none
+	cancel   context.CancelFunc // ends the upstream's side
+	wire     net.Conn           // the connection, to drop it; nil on HTTP/2, where others use it too
 
 	until time.Time // when the write deadline elapses that was set last
 
@@ -173,6 +174,11 @@ func (w *writer) WriteHeader(status int) {
 			w.upload.answered()
 		}
 	} else {
+		if status == http.StatusSwitchingProtocols {
+			w.switched = true // real ones are written to the connection, once it was handed over
+			w.cancel()
+			return
+		}
 		if w.hints++; w.hints > maxHints {
 			w.cancel() // they do not count towards any limit of the transport
 			return
