@@ -882,6 +882,7 @@ routes:
 		{"/", "Basic eDp5", "a=1; __Host-session=" + raw, "", "a=1"},
 		{"/open", "Bearer " + raw, "__Host-session=" + raw + "; a=1", "", "a=1"},
 		{"/open", "Basic eDp5", "__HOST-SESSION=x; a=1", "", "a=1"},
+		{"/open", "", "b=2 __Host-session=x; a=1; __Host%2dsession=y; c=d,__Host-session=z; __Host-session[0]=v", "", "a=1"},
 		{"/webhook", "Basic eDp5", "__Host-session=" + raw + "; a=1", "Basic eDp5", "a=1"},
 		{"/token", "", "__Host-session=" + raw + "; a=1", "Bearer " + raw, "a=1"},
 		{"/token", "Bearer " + raw, "", "Bearer " + raw, ""},

@@ -340,7 +340,7 @@ func TestEarlyWebSocket(t *testing.T) {
 					}
 					if req.URL.Path == "/switch" {
 						time.Sleep(50 * time.Millisecond) // the early bytes are there by now
-						io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+						io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+webSocketAccept+"\r\n")
 						io.Copy(conn, in)
 						return
 					}
@@ -406,33 +406,42 @@ func TestEarlyWebSocket(t *testing.T) {
 // switch, or not to this protocol, gets no tunnel, whatever it says it switches to.
 func TestUnaskedSwitch(t *testing.T) {
 	t.Parallel()
-	for _, fields := range []string{"", "Connection: Upgrade\r\nUpgrade: websocket\r\n", "Connection: Upgrade\r\nUpgrade: h2c\r\n", "Upgrade: \r\n"} {
+	const webSocket = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
+	for _, fields := range []string{"", webSocket, webSocket + "Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n", webSocket + webSocketAccept + webSocketAccept,
+		"Connection: Upgrade\r\nUpgrade: h2c\r\n" + webSocketAccept, "Upgrade: \r\n" + webSocketAccept, webSocket + webSocketAccept} {
 		app := scripted(t, func(conn net.Conn) {
 			io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\n"+fields+"\r\n")
 			io.Copy(io.Discard, conn)
 		})
 		g := serving(t, guarded(newIssuer(t), "routes: [{name: open, upstream: %q, auth: none}]\n", app))
-		for _, asked := range []string{"", "Connection: Upgrade\r\nUpgrade: h2c\r\n", "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n", "Upgrade: websocket\r\n"} {
+		for _, asked := range []string{"", "Connection: Upgrade\r\nUpgrade: h2c\r\n", "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n" + webSocketKey, "Upgrade: websocket\r\n" + webSocketKey, webSocket} {
 			status, reason := rawSend(t, g.public[0], "GET / HTTP/1.1\r\nHost: app.test\r\n"+asked+"\r\n")
 			if status != 502 || reason != "upstream_unreachable" {
 				t.Errorf("asked %q, answered %q: %d %q", asked, fields, status, reason)
 			}
 		}
-		if status, _ := rawSend(t, g.public[0], "POST / HTTP/1.1\r\nHost: app.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n"); status != 502 {
+		if status, _ := rawSend(t, g.public[0], "POST / HTTP/1.1\r\nHost: app.test\r\n"+webSocket+webSocketKey+"Content-Length: 0\r\n\r\n"); status != 502 {
 			t.Errorf("a POST, answered %q: %d", fields, status)
 		}
-		if status, _ := rawSend(t, g.public[0], "GET / HTTP/1.0\r\nHost: app.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"); status != 502 {
+		if status, _ := rawSend(t, g.public[0], "GET / HTTP/1.0\r\nHost: app.test\r\n"+webSocket+webSocketKey+"\r\n"); status != 502 {
 			t.Errorf("HTTP/1.0, answered %q: %d", fields, status)
 		}
 		want := 502
-		if strings.HasSuffix(fields, "websocket\r\n") {
+		if fields == webSocket+webSocketAccept {
 			want = 101 // the twin: it was asked for, and is what it was asked for
 		}
-		if status, _ := rawSend(t, g.public[0], "GET / HTTP/1.1\r\nHost: app.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"); status != want {
+		if status, _ := rawSend(t, g.public[0], "GET / HTTP/1.1\r\nHost: app.test\r\n"+webSocket+webSocketKey+"\r\n"); status != want {
 			t.Errorf("a WebSocket, answered %q: %d, want %d", fields, status, want)
 		}
 	}
 }
+
+// A key that a client sends to open a WebSocket, and the proof that it was read (RFC
+// 6455 section 1.3).
+const (
+	webSocketKey    = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+	webSocketAccept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"
+)
 
 // TestHandshakes: who begins a TLS handshake and does not go on is shown out, who
 // speaks something else is told, and neither is in the way of others or of the end.

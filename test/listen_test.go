@@ -360,7 +360,10 @@ func TestDeafClients(t *testing.T) {
 	}
 	serving(t, guarded(newIssuer(t), "health: %s\ndenylist: {serve_feed: {listen: %s, token_file: %q}}\nroutes: [{name: all, upstream: %q}]\n", health, hub, tokenFile, newUpstream(t).URL))
 	revocation := `{"jti":"some"}`
+	admin := freeAddress(t)
+	serving(t, guarded(newIssuer(t), "admin: %s\nroutes: [{name: all, upstream: %q}]\n", admin, newUpstream(t).URL))
 	for _, c := range []struct{ address, line, body string }{
+		{admin, "GET /metrics", ""},
 		{health, "GET /healthz", ""},
 		{hub, "GET /revlog/v1/head", ""},
 		{hub, "POST /revlog/v1/revocations", revocation},
