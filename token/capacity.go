@@ -1,10 +1,11 @@
 package token
 
 import (
+	"container/list"
 	"context"
 	"fmt"
 	"runtime"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"durward/decision"
@@ -14,61 +15,96 @@ const (
 	// capacityTimeout is how long a token waits for its turn to be verified.
 	capacityTimeout = time.Second
 
-	// breathEvery is after how many checks, while others wait, nothing is checked for
-	// a breath.
-	breathEvery = 4
-	breath      = 50 * time.Microsecond
+	// A check that fails keeps its turn for so many times as long as it took, within
+	// these bounds: it may have been interrupted, or be very quick.
+	failurePause  = 4
+	shortestPause = 100 * time.Microsecond
+	longestPause  = 500 * time.Microsecond
 )
 
-// A capacity limits how many signatures are checked at once. A flood of bad ones must
-// leave time for those whose tokens are known, who need the processors for microseconds,
-// but several times for one request.
+// A capacity limits how many signatures are checked at once, and what share of the
+// processors bad ones get. A flood of those must leave time for those whose tokens
+// are known, who need the processors for microseconds, but several times for one
+// request.
 //
 // One processor is kept free of checks, if there is more than one. That is not enough:
-// who hands its turn on wakes the next, which the scheduler then prefers to everybody,
-// and while there is always somebody to run, it looks at the network every 10 ms only.
-// So whoever had to wait goes to the end of what is to be run, and now and then all of
-// them pause. With 64 connections that send forgeries to two processors, this took the
-// p99 of good requests from some 30 ms to less than 10, three to four times of what it
-// is at rest. Threads of a lower priority were refused: they would hold up the garbage
-// collector.
+// while there is always somebody to run, the scheduler looks at the network every 10 ms
+// only. So a turn in which a check has failed goes on for a while: its client has its
+// answer, and whoever waits waits longer, forgers for the most part. Good tokens, of
+// which each is checked once, cause no pause, however many are new at once.
+//
+// Of those who wait, who came last is next: in a flood, those who have waited long are
+// the ones who wait again and again, or have gone; somebody with a good token has no
+// queue before it.
+//
+// To count failures by client was refused: behind a shared proxy all are one, and a
+// botnet is many. Threads of a lower priority were refused: they would hold up the
+// garbage collector.
 type capacity struct {
-	slots   chan struct{} // one for each check in progress
-	waiting atomic.Int64
-	checks  atomic.Uint64 // while somebody waited
+	mu      sync.Mutex
+	free    int       // turns that nobody has
+	waiting list.List // of chan struct{}, closed when it is its turn
 }
 
 func newCapacity() *capacity {
-	return &capacity{slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1))}
+	return &capacity{free: max(1, runtime.GOMAXPROCS(0)-1)}
 }
 
 // take waits for a turn, which give ends.
 func (c *capacity) take(ctx context.Context) *Error {
-	select {
-	case c.slots <- struct{}{}:
+	c.mu.Lock()
+	if c.free > 0 {
+		c.free--
+		c.mu.Unlock()
 		return nil
-	default:
 	}
-	c.waiting.Add(1)
-	defer c.waiting.Add(-1)
+	turn := make(chan struct{})
+	place := c.waiting.PushBack(turn)
+	c.mu.Unlock()
 	timer := time.NewTimer(capacityTimeout)
 	defer timer.Stop()
+	why := errLeft
 	select {
-	case c.slots <- struct{}{}:
+	case <-turn:
+		// Whoever ended its turn has woken this one, which the scheduler then prefers to
+		// everybody; it goes to the end of what is to be run instead.
 		runtime.Gosched()
 		return nil
 	case <-timer.C:
-		return &Error{decision.Overloaded, fmt.Sprintf("no capacity to verify a signature within %v", capacityTimeout)}
+		why = fmt.Sprintf("no capacity to verify a signature within %v", capacityTimeout)
 	case <-ctx.Done():
-		return &Error{decision.Overloaded, errLeft}
 	}
+	c.mu.Lock()
+	select {
+	case <-turn: // at the last moment
+		c.mu.Unlock()
+		c.end()
+	default:
+		c.waiting.Remove(place)
+		c.mu.Unlock()
+	}
+	return &Error{decision.Overloaded, why}
 }
 
-func (c *capacity) give() {
-	if c.waiting.Load() > 0 && c.checks.Add(1)%breathEvery == 0 {
-		time.Sleep(breath)
+// give ends the turn of a check that took so long.
+func (c *capacity) give(verified bool, took time.Duration) {
+	if verified {
+		c.end()
+		return
 	}
-	<-c.slots
+	time.AfterFunc(min(max(failurePause*took, shortestPause), longestPause), c.end)
+}
+
+// end makes it somebody else's turn.
+func (c *capacity) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last := c.waiting.Back()
+	if last == nil {
+		c.free++
+		return
+	}
+	close(c.waiting.Remove(last).(chan struct{}))
 }
 
 // errLeft is why a client that is gone got no answer.

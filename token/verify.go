@@ -318,8 +318,10 @@ func (v *Verifier) checkSignature(ctx context.Context, t *parsed, key *jwk) *Err
 	if refused := v.capacity.take(ctx); refused != nil {
 		return refused
 	}
-	defer v.capacity.give()
-	if err := signingMethod(t.alg).Verify(t.signed, t.signature, key.public); err != nil {
+	verified, began := false, time.Now()
+	defer func() { v.capacity.give(verified, time.Since(began)) }()
+	err := signingMethod(t.alg).Verify(t.signed, t.signature, key.public)
+	if verified = err == nil; !verified {
 		return &Error{decision.TokenSignature, fmt.Sprintf("%s with kid %q: the signature does not verify", t.alg, clip(key.kid))}
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -553,9 +554,7 @@ func TestOverloaded(t *testing.T) {
 		v := NewVerifier([]*Issuer{newIssuer(t, testConfig(t))}, nil, 8192)
 		now := time.Now()
 		raw := es256(with(goodClaims(), object{"iat": now.Unix(), "exp": now.Unix() + 600, "auth_time": nil}))
-		for range cap(v.capacity.slots) {
-			v.capacity.slots <- struct{}{}
-		}
+		v.capacity = &capacity{}
 		began := time.Now()
 		if _, refused := v.Verify(t.Context(), raw, nil, now, nil); reason(refused) != "overloaded" || time.Since(began) != capacityTimeout {
 			t.Errorf("after %v: %v", time.Since(began), refused)
@@ -565,11 +564,95 @@ func TestOverloaded(t *testing.T) {
 		if _, refused := v.Verify(gone, raw, nil, now, nil); reason(refused) != "overloaded" {
 			t.Errorf("of a client that left: %v", refused)
 		}
-		go func() { time.Sleep(time.Second / 2); v.capacity.give() }()
+		go func() { time.Sleep(time.Second / 2); v.capacity.give(true, 0) }()
 		if _, refused := v.Verify(t.Context(), raw, nil, now, nil); refused != nil {
 			t.Errorf("with a free slot: %v", refused)
 		}
+		// A good token makes nobody wait, a bad one does.
+		v.capacity = &capacity{free: 1}
+		forged := raw[:strings.LastIndexByte(raw, '.')+1] + segment(make([]byte, 64))
+		for _, c := range []struct {
+			first string
+			want  time.Duration
+		}{{raw, 0}, {forged, shortestPause}} {
+			v.Verify(t.Context(), c.first, nil, now, nil)
+			began := time.Now()
+			if _, refused := v.Verify(t.Context(), raw, nil, now, nil); refused != nil || time.Since(began) != c.want {
+				t.Errorf("the next one waited %v, want %v: %v", time.Since(began), c.want, refused)
+			}
+		}
+		for took, want := range map[time.Duration]time.Duration{50 * time.Microsecond: 200 * time.Microsecond, time.Second: longestPause} {
+			v.capacity.take(t.Context())
+			v.capacity.give(false, took)
+			began := time.Now()
+			if v.capacity.take(t.Context()); time.Since(began) != want {
+				t.Errorf("a bad one that took %v: the next one waited %v, want %v", took, time.Since(began), want)
+			}
+			v.capacity.give(true, 0)
+		}
 	})
+}
+
+// TestTurns: who came last is next, who leaves takes nobody's turn with it, and none is
+// lost or made up, whatever happens at the same time.
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &capacity{}
+		var order []int
+		for i := range 4 {
+			ctx, leave := context.WithCancel(t.Context())
+			go func() {
+				if c.take(ctx) == nil {
+					order = append(order, i)
+					c.give(true, 0)
+				}
+			}()
+			synctest.Wait()
+			if i == 2 {
+				leave()
+			}
+			defer leave()
+		}
+		synctest.Wait()
+		c.end()
+		synctest.Wait()
+		if fmt.Sprint(order) != "[3 1 0]" || c.free != 1 || c.waiting.Len() != 0 {
+			t.Errorf("in the order %v; %d are free, %d wait", order, c.free, c.waiting.Len())
+		}
+	})
+	c := &capacity{free: 3}
+	var all sync.WaitGroup
+	var held, most atomic.Int64
+	for i := range 64 {
+		all.Go(func() {
+			for n := range 200 {
+				ctx, leave := context.WithTimeout(t.Context(), time.Duration((i*37+n*11)%300)*time.Microsecond)
+				if c.take(ctx) == nil {
+					if now := held.Add(1); now > most.Load() {
+						most.Store(now)
+					}
+					held.Add(-1)
+					c.give((i+n)%8 != 0, 0)
+				}
+				leave()
+			}
+		})
+	}
+	all.Wait()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		c.mu.Lock()
+		free, waiting := c.free, c.waiting.Len()
+		c.mu.Unlock()
+		if free == 3 && waiting == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of 3 turns are free, %d wait", free, waiting)
+		}
+	}
+	if most.Load() > 3 {
+		t.Errorf("%d had a turn at once", most.Load())
+	}
 }
 
 // TestFirstOnce: those who bring the same token at the same time have its signature
@@ -597,9 +680,7 @@ func TestFirstOnce(t *testing.T) {
 			if c.forge {
 				raw, twin = twin, raw
 			}
-			for range cap(v.capacity.slots) { // nobody's turn yet
-				v.capacity.slots <- struct{}{}
-			}
+			v.capacity = &capacity{} // nobody's turn yet
 			first, leave := context.WithCancel(t.Context())
 			defer leave()
 			results := make(chan string, 20)
@@ -616,9 +697,6 @@ func TestFirstOnce(t *testing.T) {
 				go ask(t.Context(), raw)
 			}
 			synctest.Wait()
-			if waiting := v.capacity.waiting.Load(); waiting != 1 {
-				t.Errorf("%s: %d wait for their turn", c.name, waiting)
-			}
 			if c.leave {
 				leave()
 				synctest.Wait()
@@ -628,20 +706,18 @@ func TestFirstOnce(t *testing.T) {
 			}
 			go ask(t.Context(), twin)
 			synctest.Wait()
-			if waiting := v.capacity.waiting.Load(); waiting != 2 {
-				t.Errorf("%s: with another token %d wait for their turn", c.name, waiting)
-			}
-			for range cap(v.capacity.slots) {
-				<-v.capacity.slots
-			}
-			synctest.Wait()
-			got := map[string]int{}
-			for range len(results) {
-				got[<-results]++
-			}
+			v.capacity.end()
+			released := time.Now()
 			alike, other := 11, map[string]string{"accepted": "token_signature", "token_signature": "accepted"}[c.want]
 			if c.leave {
 				alike = 10
+			}
+			got := map[string]int{}
+			for range alike + 1 {
+				got[<-results]++
+			}
+			if took := time.Since(released); took > shortestPause { // one bad signature was checked
+				t.Errorf("%s: it took %v", c.name, took)
 			}
 			if got[c.want] != alike || got[other] != 1 {
 				t.Errorf("%s: %v", c.name, got)
