@@ -203,12 +203,15 @@ type candidate struct {
 	open     float64 // requests a second of an open loop; 0: a closed one
 	once     bool    // each request once
 	beside   [][]byte
-	besides  int  // status of what is asked beside
 	shared   bool // the CPU time is not that of these requests alone
 
 	file, besideFile    string
 	rate, cpu, p50, p99 []float64
 }
+
+// refused is for the load generator the status of a forgery: 401, or 503 where it was
+// turned away unchecked.
+const refused = 0
 
 type outcome struct {
 	Requests, Wrong, Broken, Opened int
@@ -268,7 +271,7 @@ func (r *rig) measure(ctx context.Context, c *candidate) error {
 	flood := make(chan error, 1)
 	if c.beside != nil {
 		go func() {
-			_, err := r.load(ctx, c.server.port, r.connections, length+time.Second, 0, c.besides, -1, c.besideFile)
+			_, err := r.load(ctx, c.server.port, r.connections, length+time.Second, 0, refused, -1, c.besideFile)
 			flood <- err
 		}()
 		time.Sleep(500 * time.Millisecond) // both are under way when the measurement begins

@@ -7,7 +7,7 @@
 //   load PORT CONNECTIONS SECONDS RATE STATUS BODY FILE
 //
 // RATE 0 is the closed loop. STATUS and BODY are what each answer must be: anything
-// else is counted as wrong (BODY -1: any). FILE holds requests, each behind its
+// else is counted as wrong (STATUS 0: 401 or 503; BODY -1: any). FILE holds requests, each behind its
 // length as four bytes, little end first; they are sent in turn, over and over, or
 // once if SECONDS is 0. Prints JSON, latencies in microseconds.
 #define _GNU_SOURCE
@@ -90,7 +90,8 @@ static int answer(struct connection *c) {
     if (!end) return 0;
     char *length = strcasestr(c->in, "\r\ncontent-length:");
     long size = length && length < end ? atol(length + 17) : 0;
-    if (atoi(c->in + 9) != status || (body >= 0 && size != body)) {
+    int got = atoi(c->in + 9);
+    if ((status ? got != status : got != 401 && got != 503) || (body >= 0 && size != body)) {
       if (!wrong++) fprintf(stderr, "a wrong answer:\n%.*s\n", (int)(end - c->in), c->in);
     }
     c->left = size;
