@@ -120,12 +120,12 @@ func TestEngineSlowWay(t *testing.T) {
 	engines(t, func(t *testing.T, e *engine) {
 		f := startEngineFleet(t, e, 2)
 		w := newWire(t, e.address())
-		w.late = 500 * time.Millisecond
+		w.lag(500 * time.Millisecond)
 		far := engineFleet{engine: &engine{t: t, feed: e.feed}, idp: f.idp, app: f.app, named: 100}
 		far.through(t, w)
 		g := far.begin(true)
 		g.waitReadyFor(30 * time.Second)
-		good, tokens := f.idp.bearer(), f.idp.bearers(20)
+		good, tokens := f.idp.bearer(), f.idp.bearers(8)
 		stale, done := 0, make(chan struct{})
 		var asking sync.WaitGroup
 		asking.Go(func() {

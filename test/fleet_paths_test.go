@@ -65,11 +65,11 @@ func (w *wire) carry(near net.Conn) {
 	late := w.late
 	w.mu.Unlock()
 	go func() {
-		lag(far, near, late)
+		delayed(far, near, late)
 		far.Close()
 	}()
 	if late > 0 {
-		lag(near, far, late)
+		delayed(near, far, late)
 	} else {
 		w.crawling(near, far)
 	}
@@ -79,8 +79,8 @@ func (w *wire) carry(near net.Conn) {
 	delete(w.open, far)
 }
 
-// lag copies what comes, in order and that much later.
-func lag(to, from net.Conn, late time.Duration) {
+// delayed copies what comes, in order and that much later.
+func delayed(to, from net.Conn, late time.Duration) {
 	if late == 0 {
 		io.Copy(to, from)
 		return
@@ -128,6 +128,13 @@ func (w *wire) crawling(near, far net.Conn) {
 			return
 		}
 	}
+}
+
+// lag has everything take its time on connections that are made from now on.
+func (w *wire) lag(late time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.late = late
 }
 
 // crawl makes the wire slow, or fast again.
