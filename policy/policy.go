@@ -219,7 +219,7 @@ func (p *Policy) Named(host Host) bool {
 type table struct {
 	host   string
 	fold   bool // match without regard to ASCII case
-	mux    *http.ServeMux
+	muxes  *muxes
 	depths depths // of the patterns
 	routes []*Route
 }
@@ -273,7 +273,7 @@ func (t *table) match(decoded, escaped string) (entry, bool) {
 		url.URL
 	}{http.Request{Method: http.MethodGet}, url.URL{Path: decoded, RawPath: escaped}}
 	asked.Request.URL = &asked.URL
-	h, _ := t.mux.Handler(&asked.Request)
+	h, _ := t.muxes.of(escaped).Handler(&asked.Request)
 	e, ok := h.(entry)
 	return e, ok
 }
@@ -295,21 +295,24 @@ func (e entry) exact(escaped string) bool {
 // newTable compiles the patterns; bad and conflicting ones are reported through
 // problem, by route.
 func newTable(host string, fold bool, routes []*Route, problem func(*Route, error)) *table {
-	t := &table{host: host, fold: fold, mux: http.NewServeMux()}
-	for _, rt := range routes {
-		if rt.pattern == "" {
-			continue // it was refused already
+	patterns := make([]string, len(routes))
+	for i, rt := range routes {
+		if patterns[i] = rt.pattern; fold {
+			patterns[i] = lowerASCII(rt.pattern)
 		}
-		pattern := rt.pattern
-		if fold {
-			pattern = lowerASCII(pattern)
+	}
+	t := &table{host: host, fold: fold, muxes: newMuxes(patterns)}
+	for i, rt := range routes {
+		pattern := patterns[i]
+		if pattern == "" {
+			continue // it was refused already
 		}
 		e := entry{
 			route:   rt,
 			subtree: strings.HasSuffix(pattern, "/") || strings.HasSuffix(pattern, "...}"),
 			depth:   strings.Count(pattern, "/"),
 		}
-		if err := register(t.mux, pattern, e); err != nil {
+		if err := t.muxes.register(pattern, e); err != nil {
 			for _, earlier := range t.routes {
 				if earlier.pattern == rt.pattern {
 					err = fmt.Errorf("%s is also the path of route %q; give one of them another path or host", rt.pattern, earlier.Name)
