@@ -11,7 +11,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -31,6 +30,7 @@ type siege struct {
 	idp    *issuer
 	known  string // a token that is in the cache
 	client *http.Client
+	beside *bystander
 }
 
 // siegeConfig has a good application and misbehaving ones, each on a route of its own.
@@ -49,16 +49,14 @@ routes:
 
 func newSiege(t *testing.T, idle time.Duration, bad string) *siege {
 	t.Helper()
-	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.Copy(io.Discard, r.Body)
-		io.WriteString(w, "hello")
-	}))
-	t.Cleanup(app.Close)
+	beside := newBystander(t)
 	if bad == "" {
-		bad = app.URL
+		bad = beside.app
 	}
 	idp := newIssuer(t)
-	s := &siege{gateway: serving(t, fmt.Sprintf(siegeConfig, corp(idp), idle, app.URL, bad)), idp: idp, known: idp.token(nil)}
+	s := &siege{gateway: serving(t, fmt.Sprintf(siegeConfig, corp(idp), idle, beside.app, bad)), idp: idp, known: idp.token(nil), beside: beside}
+	prefer(s.cmd.Process.Pid)
+	prefer(beside.cmd.Process.Pid)
 	transport := &http.Transport{MaxIdleConnsPerHost: 4}
 	t.Cleanup(transport.CloseIdleConnections)
 	s.client = &http.Client{Transport: transport, Timeout: 20 * time.Second}
@@ -99,29 +97,30 @@ func p99(took []time.Duration) time.Duration {
 func (s *siege) endure(t *testing.T, lasting time.Duration, memory float64, attack func(context.Context)) {
 	t.Helper()
 	state := func(name string) float64 { return metric(t, s.gateway, name) }
-	var idle, busy []time.Duration
-	for range 200 {
-		idle = append(idle, s.ask(t))
-	}
+	few, many := errand{s.url("/"), s.known, 500}, errand{s.url("/"), s.known, 0}
+	s.beside.begin(few)
+	idle := s.beside.end(few)
 	goroutines, resident := state("go_goroutines"), state("process_resident_memory_bytes")
 	peak := resident
 	ctx, cancel := context.WithTimeout(context.Background(), lasting)
 	defer cancel()
 	var attackers sync.WaitGroup
 	attackers.Go(func() { attack(ctx) })
-	for look := time.Now(); ctx.Err() == nil; {
-		busy = append(busy, s.ask(t))
-		time.Sleep(2 * time.Millisecond)
-		if time.Since(look) > 200*time.Millisecond {
-			peak, look = max(peak, state("process_resident_memory_bytes")), time.Now()
+	s.beside.begin(many)
+	for look := time.NewTicker(200 * time.Millisecond); ctx.Err() == nil; {
+		select {
+		case <-ctx.Done():
+		case <-look.C:
+			peak = max(peak, state("process_resident_memory_bytes"))
 		}
 	}
+	busy := s.beside.end(many)
 	attackers.Wait()
 	for range 50 {
 		s.ask(t)
 	}
 	quiet, attacked := p99(idle), p99(busy)
-	t.Logf("p99 of good requests: %v idle, %v (median %v, %d requests) under attack; memory %.0f MiB, at most %.0f MiB", quiet, attacked, busy[len(busy)/2], len(busy), resident/(1<<20), peak/(1<<20))
+	t.Logf("p99 of good requests: %v idle, %v (median %v, %d requests) under attack, %.1f times; memory %.0f MiB, at most %.0f MiB", quiet, attacked, busy[len(busy)/2], len(busy), float64(attacked)/float64(quiet), resident/(1<<20), peak/(1<<20))
 	if attacked > max(2*time.Second, 20*quiet) {
 		t.Errorf("p99 of good requests: %v idle, %v under attack", quiet, attacked)
 	}

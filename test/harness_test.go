@@ -39,6 +39,13 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	if os.Getenv(bystanderVariable) != "" {
+		if err := bystand(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv(floodVariable) != "" {
 		if err := flood(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
