@@ -305,6 +305,7 @@ func TestUpstreamWordsStay(t *testing.T) {
 	long := strings.Repeat("x", 100<<10)
 	app := literalUpstream(t, map[string]string{
 		"/status": "HTTP/1.1 abc " + secret + long + "\r\n\r\n",
+		"/line":   "Set-Cookie: " + secret + long + "\r\n\r\n",
 		"/header": "HTTP/1.1 200 OK\r\nSet-Cookie " + secret + long + "\r\n\r\n",
 		"/many":   "HTTP/1.1 200 OK\r\n" + strings.Repeat("Set-Cookie: "+secret+"\r\n", 1000) + "Content-Length: 0\r\n\r\n",
 	})
@@ -318,7 +319,7 @@ func TestUpstreamWordsStay(t *testing.T) {
 	})
 	g := serving(t, guarded(newIssuer(t), "routes:\n  - {name: noisy, path: /noisy, upstream: %q, auth: none}\n  - {name: all, upstream: %q, auth: none}\n", "http://"+noisy, "http://"+app))
 	for _, method := range []string{"GET", "POST"} {
-		for path, want := range map[string]int{"/status": 502, "/header": 502, "/many": 200} {
+		for path, want := range map[string]int{"/status": 502, "/line": 502, "/header": 502, "/many": 200} {
 			if a := send(t, method, g.url(path), ""); a.StatusCode != want {
 				t.Errorf("%s %s: %s", method, path, a.Status)
 			}
