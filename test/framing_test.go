@@ -2,7 +2,6 @@ package test
 
 import (
 	"bufio"
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -497,27 +496,9 @@ func TestHandshakes(t *testing.T) {
 // once a request's header has come.
 func scripted(t *testing.T, answer func(net.Conn)) (url string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(func() { cancel(); l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			stop := context.AfterFunc(ctx, func() { conn.Close() })
-			go func() {
-				defer stop()
-				defer conn.Close()
-				if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
-					answer(conn)
-				}
-			}()
+	return "http://" + accepting(t, func(conn net.Conn) {
+		if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+			answer(conn)
 		}
-	}()
-	return "http://" + l.Addr().String()
+	})
 }
