@@ -44,6 +44,7 @@ type Sources struct {
 	CookiesDropped func() uint64
 	Omitted        func() uint64            // identity elements left out
 	LogLost        func() uint64            // lines of log that nobody took
+	Paced          func() uint64            // waits of clients that send too many frames
 	Cuts           map[string]func() uint64 // requests in progress that were cut, by cause
 	Cache          func() (hits, misses uint64)
 	Issuers        func() []*token.Issuer
@@ -101,6 +102,7 @@ func New(version string, src Sources) *Metrics {
 		counter("durward_token_cache_hits_total", "Tokens that needed no signature check.", func() float64 { hits, _ := src.Cache(); return float64(hits) }),
 		counter("durward_token_cache_misses_total", "Tokens that were not in the cache.", func() float64 { _, misses := src.Cache(); return float64(misses) }),
 		counter("durward_log_lines_lost_total", "Lines of log that were lost because whoever reads it took none.", func() float64 { return float64(src.LogLost()) }),
+		counter("durward_http2_paced_total", "How often a client was made to wait because it sends more frames of HTTP/2 than it has use for.", func() float64 { return float64(src.Paced()) }),
 		state{src},
 	)
 	return m

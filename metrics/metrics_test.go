@@ -27,6 +27,7 @@ func newMetrics(t *testing.T) (*Metrics, *denylist.List) {
 		Followers: func() map[string]*denylist.Follower { return map[string]*denylist.Follower{"hub": hub} },
 		Inflight:  func() int64 { return 3 }, Streams: func() int64 { return 2 }, CookiesDropped: func() uint64 { return 1 }, Omitted: func() uint64 { return 4 },
 		LogLost: func() uint64 { return 6 },
+		Paced:   func() uint64 { return 7 },
 		Cuts:    map[string]func() uint64{"revoked": func() uint64 { return 5 }},
 		Cache:   func() (hits, misses uint64) { return 7, 8 },
 		Issuers: func() []*token.Issuer { return []*token.Issuer{issuer} }, List: list,
@@ -75,7 +76,7 @@ func TestScrape(t *testing.T) {
 		`durward_denylist_feed_state{feed="local",state="live"} 1`, `durward_denylist_feed_state{feed="local",state="stale"} 0`,
 		`durward_denylist_feed_age_seconds{feed="local"}`, `durward_denylist_apply_delay_seconds_count 1`,
 		`durward_config_last_reload_successful 0`, `durward_config_last_reload_success_timestamp_seconds 1.79e+09`,
-		`durward_build_info{version="1.2.3"} 1`, `durward_requests_unparsed_total 2`, `durward_log_lines_lost_total 6`,
+		`durward_build_info{version="1.2.3"} 1`, `durward_requests_unparsed_total 2`, `durward_log_lines_lost_total 6`, `durward_http2_paced_total 7`,
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%s is not in the scrape", want)

@@ -20,7 +20,7 @@ import (
 
 const (
 	maxIdle   = 1024        // connections kept for one upstream
-	maxHeader = 256 << 10   // bytes of a response's header sections, informational ones included
+	maxHeader = 64 << 10    // bytes of a response's header sections, informational ones included
 	tidyEvery = time.Second // how soon a connection that the upstream has closed is given back
 )
 

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"durward/decision"
@@ -42,7 +43,13 @@ type Front struct {
 	Limits func() Limits
 	// Log is told of TLS handshakes that fail, at level debug.
 	Log *slog.Logger
+
+	paced atomic.Uint64
 }
+
+// Paced counts how often a client of HTTP/2 was made to wait because it sends more
+// frames than it has use for.
+func (f *Front) Paced() uint64 { return f.paced.Load() }
 
 // FrontField is what the front writes in place of what it refuses, and nobody
 // else may. A request with it was not read as it was sent.
@@ -50,8 +57,9 @@ const FrontField = "Durward-Front"
 
 // Listen puts the front before the listener's connections. With a config they
 // speak TLS; then the handshake is made before Accept, as only its outcome tells
-// whether HTTP/2 is spoken, which needs no front and which net/http recognises by
-// a connection's being a *tls.Conn.
+// whether HTTP/2 is spoken. net/http must be willing to speak it without TLS
+// (Protocols.SetUnencryptedHTTP2): it is not told of TLS below HTTP/2, or else it would
+// want the *tls.Conn itself, and the frames could not be seen (pace).
 func (f *Front) Listen(l net.Listener, config *tls.Config) net.Listener {
 	if config == nil {
 		return plainListener{l, f}
@@ -131,14 +139,36 @@ func (l *tlsListener) handshake(plain net.Conn) {
 		plain.Close()
 		return
 	}
-	conn.SetDeadline(time.Time{})
 	a := accepted{conn: conn}
-	if state := conn.ConnectionState(); state.NegotiatedProtocol != "h2" {
+	switch state := conn.ConnectionState(); {
+	case state.NegotiatedProtocol != "h2":
 		a.conn = &secured{strict{Conn: conn, front: l.front}, state}
+	case state.Version == tls.VersionTLS12 && !isAEAD(state.CipherSuite):
+		l.front.Log.Debug("TLS handshake", "client", plain.RemoteAddr(), "error", "HTTP/2 with "+tls.CipherSuiteName(state.CipherSuite)+", which RFC 9113 prohibits")
+		conn.Close()
+		return
+	default:
+		stop := context.AfterFunc(l.ctx, func() { plain.Close() })
+		preface := make([]byte, len(http2Preface))
+		_, err := io.ReadFull(conn, preface)
+		if !stop() || err != nil || string(preface) != http2Preface {
+			conn.Close()
+			return
+		}
+		a.conn = &strict{Conn: conn, front: l.front, under: &state, at: beyond, buf: preface, pass: len(preface), pace: newPace(len(preface))}
 	}
+	conn.SetDeadline(time.Time{})
 	if !l.deliver(a) {
 		conn.Close()
 	}
+}
+
+// isAEAD is whether a cipher suite of TLS 1.2 that crypto/tls agrees to is none of
+// those that RFC 9113 section 9.2.2 prohibits: all of these have CBC or RC4, or no
+// ephemeral key exchange.
+func isAEAD(suite uint16) bool {
+	name := tls.CipherSuiteName(suite)
+	return strings.HasPrefix(name, "TLS_ECDHE_") && (strings.Contains(name, "_GCM_") || strings.Contains(name, "_CHACHA20_"))
 }
 
 // looksLikeHTTP tells whether somebody spoke HTTP to a port that speaks HTTPS.
@@ -186,7 +216,7 @@ func (f *Front) ConnState(conn net.Conn, state http.ConnState) {
 		c, ok = &s.strict, true
 	}
 	switch {
-	case !ok: // HTTP/2 over TLS
+	case !ok: // of another listener
 	case state == http.StateIdle:
 		c.resume()
 	case state == http.StateHijacked:
@@ -217,6 +247,8 @@ const (
 type strict struct {
 	net.Conn
 	front *Front
+	under *tls.ConnectionState // the TLS below HTTP/2
+	pace  *pace                // of HTTP/2
 
 	// What was read ahead: buf[:pass] may pass, the rest is not complete, and its
 	// first seen bytes are judged. Most requests need no buffer: they are judged
@@ -253,6 +285,24 @@ func (c *strict) CloseWrite() error {
 }
 
 func (c *strict) Read(p []byte) (int, error) {
+	n, err := c.read(p)
+	if c.pace != nil {
+		if wait := c.pace.received(p[:n]); wait > 0 {
+			c.front.paced.Add(1)
+			time.Sleep(wait)
+		}
+	}
+	return n, err
+}
+
+func (c *strict) Write(p []byte) (int, error) {
+	if c.pace != nil {
+		c.pace.sent(p)
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *strict) read(p []byte) (int, error) {
 	for {
 		if c.pass > 0 {
 			n := copy(p, c.buf[:c.pass])
@@ -366,14 +416,14 @@ func (c *strict) judge(b []byte) (pass int, refusal string) {
 				return pass - 1, "\r\n" + instead(reason, why) // in place of that LF
 			}
 		case inPreface:
-			const rest = "\r\nSM\r\n\r\n"
+			rest := prefaceRest[len("\r\n"):]
 			if n := min(len(b)-i, len(rest)); string(b[i:i+n]) != rest[:n] {
 				why = "HTTP/2 without its preface"
 			} else if n < len(rest) {
 				c.seen = 0
 				return i, ""
 			} else {
-				c.at = beyond
+				c.at, c.pace = beyond, newPace(i+len(rest)) // nothing of b was read yet
 			}
 		case inFields, inTrailers:
 			end := bytes.IndexByte(b[i:], '\n') + 1

@@ -82,6 +82,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		empty: r.ContentLength == 0,
 		// net/http drops Transfer-Encoding from HTTP/1.0 and would take the body for the next request.
 		final: r.ProtoMajor == 1 && r.ProtoMinor == 0}
+	if c, ok := r.Context().Value(wireKey{}).(*strict); ok && rw.http2 {
+		r.TLS = c.under // net/http was not told
+	}
 	h.inflight.Add(1)
 	defer h.finish(s, rw, r, rec)
 

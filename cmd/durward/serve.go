@@ -44,6 +44,7 @@ type gateway struct {
 	list       *denylist.List
 	journal    *denylist.Journal // nil without a state directory
 	handler    *proxy.Handler
+	front      *proxy.Front // before the public listeners
 	metrics    *metrics.Metrics
 	sampler    sampler
 	spans      *tracing.Spans // nil without tracing
@@ -220,12 +221,13 @@ func (g *gateway) first(path string, log *logWriter) (*built, error) {
 	g.handler.Log = g.log
 	g.handler.Observe = g.observe
 	g.handler.Revoke = g.revokeToken
+	g.front = &proxy.Front{Limits: func() proxy.Limits { return g.handler.Current().Limits }, Log: g.log}
 	cuts := map[string]func() uint64{}
 	for cause := proxy.Cause(1); int(cause) <= proxy.Causes; cause++ {
 		cuts[cause.String()] = func() uint64 { return g.handler.Cuts(cause) }
 	}
 	g.metrics = metrics.New(version, metrics.Sources{
-		Inflight: g.handler.Inflight, LogLost: log.Lost, Streams: g.handler.Streams, CookiesDropped: g.handler.CookiesDropped, Omitted: g.omitted,
+		Inflight: g.handler.Inflight, LogLost: log.Lost, Paced: g.front.Paced, Streams: g.handler.Streams, CookiesDropped: g.handler.CookiesDropped, Omitted: g.omitted,
 		Cuts:    cuts,
 		Cache:   func() (hits, misses uint64) { return g.current.Load().cache.Stats() },
 		Issuers: func() []*token.Issuer { return g.current.Load().issuers },
@@ -342,8 +344,7 @@ func (g *gateway) listen(b *built) (l *listening, err error) {
 		return l, err
 	}
 	l.admin = quietServer(g.adminHandler(c.Admin), g.log)
-	front := &proxy.Front{Limits: func() proxy.Limits { return g.handler.Current().Limits }, Log: g.log}
-	l.public = g.publicServer(b, l, front)
+	l.public = g.publicServer(b, l)
 	var secure *tls.Config
 	if c.TLS != nil {
 		l.certificate = &certificate{files: *c.TLS}
@@ -354,9 +355,9 @@ func (g *gateway) listen(b *built) (l *listening, err error) {
 	}
 	for i, listener := range l.listeners {
 		if listener.Addr().Network() == "unix" {
-			l.listeners[i] = front.Listen(listener, nil)
+			l.listeners[i] = g.front.Listen(listener, nil)
 		} else {
-			l.listeners[i] = front.Listen(listener, secure)
+			l.listeners[i] = g.front.Listen(listener, secure)
 		}
 	}
 	return l, nil
@@ -385,7 +386,7 @@ func (l *listening) close() {
 
 // publicServer bounds what net/http would take without end; what it would take in
 // two ways, the front refuses. There is no WriteTimeout: it would end streams; the handler gives each write its own time.
-func (g *gateway) publicServer(b *built, l *listening, front *proxy.Front) *http.Server {
+func (g *gateway) publicServer(b *built, l *listening) *http.Server {
 	limits := b.snapshot.Limits
 	base, cut := context.WithCancel(context.Background())
 	l.cut = cut
@@ -404,7 +405,7 @@ func (g *gateway) publicServer(b *built, l *listening, front *proxy.Front) *http
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" is refused like any other target without a path
 		Protocols:                    protocols,
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: 250,
+			MaxConcurrentStreams: 128,
 			MaxReadFrameSize:     16 << 10, // what every client may send; by default a frame of 1 MiB is held
 			SendPingTimeout:      30 * time.Second,
 			PingTimeout:          15 * time.Second,
@@ -418,7 +419,7 @@ func (g *gateway) publicServer(b *built, l *listening, front *proxy.Front) *http
 			return proxy.ConnContext(context.WithValue(ctx, connKey{}, counts), conn)
 		},
 		ConnState: func(conn net.Conn, state http.ConnState) {
-			front.ConnState(conn, state)
+			g.front.ConnState(conn, state)
 			counts, ok := conns.Load(conn)
 			if !ok {
 				return
