@@ -116,9 +116,11 @@ func decodePath(raw string) (Path, error) {
 	var p Path
 	escaped := make([]byte, 0, len(raw)+16)
 	decoded := make([]byte, 0, len(raw))
+	parameter := false // a ";" stands in the segment before this place
 	for i := 0; i < len(raw); i++ {
 		c := raw[i]
 		if c != '%' {
+			parameter = c != '/' && (parameter || c == ';')
 			decoded = append(decoded, c)
 			if c >= utf8.RuneSelf || strings.IndexByte(escapeAlways, c) >= 0 {
 				escaped = append(escaped, '%', hexDigits[c>>4], hexDigits[c&15])
@@ -136,8 +138,14 @@ func decodePath(raw string) (Path, error) {
 			return Path{}, errors.New("the path contains an escaped control character")
 		case c == '\\':
 			return Path{}, errors.New("the path contains an escaped backslash")
+		case c == '/' && parameter:
+			// Whoever cuts parameters off before decoding cuts it off with what follows,
+			// and whoever decodes first does not.
+			return Path{}, errors.New("the path contains an escaped slash in a parameter")
 		case c == '/':
 			p.encodedSlash = true
+		case c == ';':
+			parameter = true
 		}
 		if isUnreserved(c) {
 			escaped = append(escaped, c)
