@@ -14,8 +14,9 @@ import (
 // Each connection has credit, which such frames use up and time brings back, and so
 // does what is answered: whoever uses the gateway much may reset, prioritise and move
 // windows much. Who has no credit left is read more slowly, and nothing else happens
-// to him: to end the connection would end what others ask by it, if it is a load
-// balancer's.
+// to him: it may be a load balancer, whose connection is many people's. So nobody goes
+// into debt either, nor pays for what he cannot know, such as that an upload was
+// refused meanwhile, nor for more than others do because his requests are large.
 type pace struct {
 	mu      sync.Mutex
 	credit  int
@@ -25,11 +26,10 @@ type pace struct {
 
 // What frames cost, and bring back.
 const (
-	frameCost  = 64              // of a frame that carries no data, in units
-	maxCredit  = 300 * frameCost // a connection's at its beginning, and at most
-	perSecond  = 200 * frameCost // comes back by itself
-	blockBytes = 2 << 10         // of a header block cost as much as a frame
-	smallFrame = 512             // bytes; DATA frames below that cost a unit: 12,800 a second need no answer
+	frameCost  = 64               // of a frame that carries no data, in units
+	maxCredit  = 300 * frameCost  // a connection's at its beginning, and at most
+	perSecond  = 1000 * frameCost // comes back by itself
+	smallFrame = 512              // bytes; DATA frames below that cost a unit: 64,000 a second need no answer
 )
 
 // newPace begins behind so many bytes that are no frames.
@@ -45,11 +45,9 @@ const (
 
 // Types and flags of frames, RFC 9113 section 6.
 const (
-	frameData         = 0x0
-	frameHeaders      = 0x1
-	frameRSTStream    = 0x3
-	frameContinuation = 0x9
-	flagEndStream     = 0x1
+	frameData     = 0x0
+	frameHeaders  = 0x1
+	flagEndStream = 0x1
 )
 
 // received takes note of bytes from the client, and is how long they must wait.
@@ -59,8 +57,6 @@ func (p *pace) received(b []byte) time.Duration {
 	cost := 0
 	for f := range p.in.of(b) {
 		switch {
-		case f.kind == frameHeaders || f.kind == frameContinuation:
-			cost += frameCost + f.size/blockBytes*frameCost
 		case f.kind != frameData || f.size == 0 && f.flags&flagEndStream == 0:
 			cost += frameCost
 		case f.size < smallFrame:
@@ -86,11 +82,9 @@ func (p *pace) sent(b []byte) {
 	for f := range p.out.of(b) {
 		switch {
 		case (f.kind == frameData || f.kind == frameHeaders) && f.flags&flagEndStream != 0:
-			back += 5 * frameCost // the request's HEADERS with 8 KiB, or less and what comes with it
+			back += 5 * frameCost // the request's HEADERS, and what may come with it
 		case f.kind == frameData:
 			back += 3*frameCost + f.size/64 // what it answers, and the client's WINDOW_UPDATE for the stream and the connection
-		case f.kind == frameRSTStream:
-			back -= frameCost // a request too many, or data that nobody takes
 		}
 	}
 	p.credit = min(p.credit+back, maxCredit)

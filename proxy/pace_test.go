@@ -42,7 +42,7 @@ func TestFrameHeads(t *testing.T) {
 func TestPace(t *testing.T) {
 	request, body := frame{300, frameHeaders, flagEndStream}, frame{16384, frameData, 0}
 	answer := bytesOf(frame{100, frameHeaders, 0}, frame{1024, frameData, flagEndStream})
-	reset, move, ping := frame{4, frameRSTStream, 0}, frame{4, 8, 0}, frame{8, 6, 0}
+	priority, reset, move, ping := frame{5, 2, 0}, frame{4, 3, 0}, frame{4, 8, 0}, frame{8, 6, 0}
 	for _, c := range []struct {
 		name      string
 		received  []frame
@@ -51,20 +51,20 @@ func TestPace(t *testing.T) {
 		most      float64 // and at most; 0: any number
 	}{
 		{"requests", []frame{request}, answer, 1e5, 0},
-		{"requests with a token of 8 KiB", []frame{{8 << 10, frameHeaders, flagEndStream}}, answer, 1e5, 0},
-		{"requests with priorities and windows", []frame{{5, 2, 0}, request, move, move, reset}, answer, 1e5, 0},
+		{"requests with headers of 32 KiB", []frame{{16 << 10, frameHeaders, flagEndStream}, {16 << 10, 9, 0}}, answer, 1e5, 0},
+		{"requests with priorities and windows", []frame{priority, request, move, move, reset}, answer, 1e5, 0},
 		{"an upload", []frame{body}, bytesOf(move, move), 1e5, 0},
+		{"a refused upload", []frame{{1200, frameData, 0}}, bytesOf(reset), 1e5, 0},
 		{"a download", []frame{move, move}, bytesOf(body), 1e5, 0},
 		{"small messages to and fro", []frame{{50, frameData, 0}, move, move}, bytesOf(frame{50, frameData, 0}), 1e5, 0},
-		{"small messages one way", []frame{{50, frameData, 0}}, nil, 10_000, 15_000},
-		{"cancelled requests", []frame{request, reset}, nil, 90, 110},
-		{"refused requests", []frame{request}, bytesOf(reset), 90, 110},
-		{"data that nobody takes", []frame{{50, frameData, 0}}, bytesOf(reset), 180, 210},
-		{"pings", []frame{ping}, bytesOf(ping), 180, 210},
-		{"windows", []frame{move}, nil, 180, 210},
-		{"continuations", []frame{{0, frameContinuation, 0}}, nil, 180, 210},
-		{"empty data", []frame{{0, frameData, 0}}, nil, 180, 210},
-		{"settings", []frame{{6, 4, 0}}, bytesOf(frame{0, 4, 1}), 180, 210},
+		{"small messages one way", []frame{{50, frameData, 0}}, nil, 50_000, 75_000},
+		{"cancelled requests", []frame{request, reset}, nil, 450, 550},
+		{"refused requests", []frame{request}, bytesOf(reset), 900, 1100},
+		{"pings", []frame{ping}, bytesOf(ping), 900, 1100},
+		{"windows", []frame{move}, nil, 900, 1100},
+		{"continuations", []frame{{0, 9, 0}}, nil, 900, 1100},
+		{"empty data", []frame{{0, frameData, 0}}, nil, 900, 1100},
+		{"settings", []frame{{6, 4, 0}}, bytesOf(frame{0, 4, 1}), 900, 1100},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -74,7 +74,9 @@ func TestPace(t *testing.T) {
 				var waited time.Duration
 				for range rounds {
 					wait := p.received(in)
-					waited += wait
+					if waited += wait; wait > time.Duration(len(c.received)+1)*time.Second/1000 {
+						t.Fatalf("a wait of %v", wait)
+					}
 					time.Sleep(wait)
 					p.sent(c.sent)
 				}

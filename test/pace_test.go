@@ -57,6 +57,7 @@ func TestBusyHTTP2(t *testing.T) {
 			return "", err
 		}
 		req.Header.Set("Authorization", "Bearer "+token)
+		req.Header.Set("X-Pad", strings.Repeat("x", 20_000))
 		res, err := client.Do(req)
 		if err != nil {
 			return "", err
