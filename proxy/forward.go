@@ -244,7 +244,9 @@ func (s *Snapshot) cleanse(out *http.Request, p *Passage) {
 		out.Body, out.ContentLength, out.TransferEncoding = http.NoBody, 0, nil
 	}
 	s.protected.strip(h)
-	if h["Upgrade"] != nil && (!isOnlyWebSocket(h) || out.Method != http.MethodGet || !out.ProtoAtLeast(1, 1) || p.preflight) {
+	// Nor with a body: the transport would go on reading it from a connection that is
+	// the WebSocket's by then.
+	if h["Upgrade"] != nil && (!isOnlyWebSocket(h) || out.Method != http.MethodGet || !out.ProtoAtLeast(1, 1) || p.preflight || out.Body != nil && out.Body != http.NoBody) {
 		delete(h, "Upgrade")
 		delete(h, "Connection")
 	}

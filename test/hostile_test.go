@@ -418,6 +418,8 @@ func TestHostileRequests(t *testing.T) {
 		{"h2c", page, "", "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__", ok, "", "", "h2"},
 		{"h2c, settings not in Connection", page, "", "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__", ok, "", "", "h2"},
 		{"h2c beside websocket", page, "", "Connection: Upgrade\r\nUpgrade: websocket, h2c", ok, "", "", "upgrade"},
+		{"websocket with a body", page, "", "Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\nx", ok, "", "content-length: 1\r\n", "upgrade"},
+		{"websocket", page, "", "Connection: Upgrade\r\nUpgrade: websocket", ok, "", "upgrade: websocket", ""},
 		{"Upgrade: TLS", page, "", "Connection: Upgrade\r\nUpgrade: TLS/1.0", ok, "", "", "upgrade"},
 		{"Transfer_Encoding", post, "", "Transfer_Encoding: chunked\r\nContent-Length: 0", 400, twice, "", ""},
 		{"Transfer.Encoding", post, "", "Transfer.Encoding: chunked\r\nContent-Length: 0", 400, twice, "", ""},
