@@ -296,11 +296,17 @@ routes: [{name: app, upstream: %q, issuers: [corp, partner]}]
 	if got := reason(partner); got != "" {
 		t.Errorf("the partner's token: %s", got)
 	}
+	ahead := other.token(jwt.MapClaims{"sub": "bob", "jti": "p2", "iat": time.Now().Unix() + 2}) // by its issuer's clock
+	if got := reason(ahead); got != "" {
+		t.Errorf("the partner's token of the near future: %s", got)
+	}
 	if status, out, errOut := durward(t, "revoke", "-config", g.config, "-iss", other.URL, "-all"); status != 0 || !strings.Contains(out, `"before":`) {
 		t.Errorf("revoke -all: exit status %d: %s%s", status, out, errOut)
 	}
-	if got := reason(partner); got != "revoked" {
-		t.Errorf("after revoke -all: %q", got)
+	for _, token := range []string{partner, ahead} {
+		if got := reason(token); got != "revoked" {
+			t.Errorf("after revoke -all: %q", got)
+		}
 	}
 	if got := reason(bystander); got != "" {
 		t.Errorf("after revoke -all of another issuer: %s", got)

@@ -8,7 +8,7 @@ import (
 // NextLimits is the history after a start or reload with this configuration; see
 // the function of that name. NewIssuer takes it.
 func (cfg IssuerConfig) NextLimits(history []Limits, now time.Time) []Limits {
-	current := Limits{Since: now, MaxLifetime: cfg.MaxLifetime, Leeway: defaultLeeway, Skew: defaultSkew}
+	current := Limits{Since: now, MaxLifetime: cfg.MaxLifetime, Leeway: defaultLeeway, Skew: DefaultSkew}
 	if current.MaxLifetime == 0 {
 		current.MaxLifetime = defaultMaxLifetime
 	}

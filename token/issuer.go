@@ -90,10 +90,12 @@ type Issuer struct {
 	census  *census
 }
 
+// DefaultSkew is Config.Skew where nothing else is configured.
+const DefaultSkew = 2 * time.Second
+
 const (
 	defaultMaxLifetime = 24 * time.Hour
 	defaultLeeway      = 30 * time.Second
-	defaultSkew        = 2 * time.Second
 	longest            = 10 * 365 * 24 * time.Hour // that a duration may be; times are computed with it
 )
 
@@ -192,7 +194,7 @@ func NewIssuer(cfg IssuerConfig, limits []Limits, prev *Issuer) (*Issuer, error)
 		}
 	}
 	optional("leeway", &cfg.Leeway, defaultLeeway)
-	optional("skew", &cfg.Skew, defaultSkew)
+	optional("skew", &cfg.Skew, DefaultSkew)
 	if cfg.RequireJTI == nil {
 		required := true
 		cfg.RequireJTI = &required

@@ -18,6 +18,7 @@ import (
 
 	"durward/denylist"
 	"durward/denylist/filefeed"
+	"durward/token"
 )
 
 // load builds the configuration as serve would, but for a single question: it
@@ -169,7 +170,7 @@ func (c *command) revoke(ctx context.Context) error {
 			return usageError{errors.New("-all needs -iss: several issuers are configured")}
 		}
 		if line["before"] == nil {
-			line["before"] = json.Number(strconv.FormatInt(time.Now().Unix(), 10))
+			line["before"] = json.Number(strconv.FormatInt(time.Now().Add(f.skew(line["iss"])).Unix()+1, 10))
 		}
 	}
 	question := ""
@@ -180,6 +181,16 @@ func (c *command) revoke(ctx context.Context) error {
 		}
 	}
 	return c.post(ctx, &f.Config, line, question)
+}
+
+// skew is how far ahead the tokens of the issuer may be dated.
+func (f *configFile) skew(issuer any) time.Duration {
+	for _, i := range f.Issuers {
+		if i.Issuer == issuer && i.Skew != nil {
+			return *i.Skew
+		}
+	}
+	return token.DefaultSkew
 }
 
 func parseTime(s string) (json.Number, error) {
