@@ -68,7 +68,7 @@ func (l *List) RestoreDenials(count int, denials iter.Seq[Denial]) (err error) {
 			continue
 		}
 		s := &l.denials[d.Kind]
-		hash := s.hash(d.ID)
+		hash := s.hash(halve(d.ID))
 		b := &batches[d.Kind][s.index(hash)]
 		if *b = append(*b, pending{hash, d.ID, d.Until}); len(*b) == batchSize {
 			left += l.denyAll(s, *b, count-of)
@@ -107,8 +107,9 @@ func (l *List) denyAll(s *set, b batch, follow int) (left int) {
 	if t := sh.table.Load(); t != nil {
 		// What each of them will wait for, the processor fetches for all at once.
 		for i := range b {
-			group, _ := t.start(b[i].hash)
-			atomic.LoadUint64(&t.tags[group])
+			first, second, _ := t.groups(b[i].hash)
+			atomic.LoadUint64(&t.tags[first])
+			atomic.LoadUint64(&t.tags[second])
 		}
 	}
 	for i := range b {

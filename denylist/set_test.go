@@ -3,6 +3,7 @@ package denylist
 import (
 	"encoding/binary"
 	"math"
+	"math/bits"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -157,7 +158,7 @@ func TestSetCollisions(t *testing.T) {
 	// All in one shard, so that groups overflow into each other and around the end.
 	var all []token.ID
 	for n := uint64(0); len(all) < 500; n++ {
-		if id := identity(n); s.shard(s.hash(id)) == &s.shards[0] {
+		if id := identity(n); s.shard(s.hash(halve(id))) == &s.shards[0] {
 			all = append(all, id)
 		}
 	}
@@ -170,6 +171,46 @@ func TestSetCollisions(t *testing.T) {
 			if until, ok := s.until(id); !ok || until != uint32(j+1) {
 				t.Fatalf("of %d, %d is kept until %d, %v", i+1, j, until, ok)
 			}
+		}
+	}
+}
+
+// In a table without any room left each identity is found, those too for which neither
+// of their groups had room, and nothing else.
+func TestTableFull(t *testing.T) {
+	for _, room := range []int{1, 7, 8, 50, 700, 50_000} {
+		s := &newList(math.MaxInt).denials[token.KindToken]
+		table := newTable(room, false)
+		put := func(n uint64) (uint64, halved) {
+			h := halve(identity(n))
+			return s.hash(h), h
+		}
+		for n := range uint64(table.room()) {
+			hash, h := put(n)
+			if _, ok := table.find(hash, h); ok {
+				t.Fatal("found before it is there")
+			}
+			table.insert(hash, identity(n), uint32(n), nil)
+			if slot, ok := table.find(hash, h); !ok || table.until[slot] != uint32(n) {
+				t.Fatalf("%d of %d is not found once it is there", n, room)
+			}
+		}
+		passed, behind := 0, 0
+		for _, word := range table.passed {
+			passed += bits.OnesCount64(word)
+		}
+		for n := range uint64(3 * table.room()) {
+			hash, h := put(n)
+			slot, ok := table.find(hash, h)
+			if held := n < uint64(table.room()); ok != held || held && (table.until[slot] != uint32(n) || table.ids[slot] != identity(n)) {
+				t.Fatalf("%d of %d: %v, slot %d", n, table.room(), ok, slot)
+			}
+			if first, second, _ := table.groups(hash); ok && slot/groupSize != first && slot/groupSize != second {
+				behind++
+			}
+		}
+		if room >= 50_000 && (passed == 0 || behind < passed || behind > table.room()/20) {
+			t.Errorf("%d groups were passed by, for %d of %d identities", passed, behind, table.room())
 		}
 	}
 }
