@@ -356,11 +356,14 @@ func (f *Follower) apply(r *Record, now time.Time) bool {
 		if err == nil && !f.cfg.Mass && isMass(rev.Kind) {
 			err = errMass
 		}
+		if key, known := f.cfg.Keys[r.Signer]; known && err != nil {
+			err = key.Grant.excuses(op, err)
+		}
 		if err != nil {
 			f.refuse(r, i, op, err)
 			continue
 		}
-		if !f.within(r, i, op, rev) {
+		if !f.within(r, i, op, rev, now) {
 			continue
 		}
 		if !rev.Clamped.IsZero() {
@@ -521,6 +524,7 @@ func (f *Follower) beat(c *chain, r *Record, now time.Time) (bool, error) {
 	c.behind, c.heard = time.Time{}, now
 	if r.Made.After(c.beatMade) {
 		c.beatMade, c.beatCame = r.Made, now
+		f.heard(r, now)
 		if f.cfg.Log != nil {
 			f.cfg.Log.beat(r)
 		}

@@ -40,13 +40,23 @@ func (g *Grant) covers(r Revocation) error {
 	return nil
 }
 
+// excuses is what an operation that could not be read is refused for: nothing is owed
+// to what its key may not say anyway, and so nobody's tokens are refused for it.
+func (g *Grant) excuses(op []byte, err error) error {
+	if g.Issuers != nil && !slices.Contains(g.Issuers, issuerOf(op)) {
+		return fmt.Errorf("%w: it may not revoke tokens of this issuer; and it is %w", errGrant, errors.New(err.Error()))
+	}
+	return err
+}
+
 // maxQuarantined is how many operations of one key wait for an operator. What is more
 // is counted and left out, and a gateway that was restarted reads it again.
 const maxQuarantined = 100_000
 
 // A quarantine is what one key said over its budget. The budget fills by the times
 // of its records, which rise: what was said long ago, and is read again, must not
-// be taken for a flood.
+// be taken for a flood. But the key's holder writes these times. They do not count
+// beyond the time here, nor before a heartbeat that said how far it was then.
 type quarantine struct {
 	left    float64   // operations that are left of the budget
 	filled  time.Time // when, by the key's clock
@@ -55,15 +65,20 @@ type quarantine struct {
 	sang    time.Time // when the key's latest canary was made, by its clock
 }
 
-// take is whether one more operation is within the budget.
-func (q *quarantine) take(g *Grant, made time.Time) bool {
+// fill adds to the budget what has come in up to a time.
+func (q *quarantine) fill(g *Grant, until time.Time) {
 	if q.filled.IsZero() {
-		q.left, q.filled = float64(g.PerMinute), made
+		q.left, q.filled = float64(g.PerMinute), until
 	}
-	if made.After(q.filled) {
-		q.left = min(float64(g.PerMinute), q.left+made.Sub(q.filled).Minutes()*float64(g.PerMinute))
-		q.filled = made
+	if until.After(q.filled) {
+		q.left = min(float64(g.PerMinute), q.left+until.Sub(q.filled).Minutes()*float64(g.PerMinute))
+		q.filled = until
 	}
+}
+
+// take is whether one more operation, of a record made then, is within the budget.
+func (q *quarantine) take(g *Grant, made, now time.Time) bool {
+	q.fill(g, earlier(made, now))
 	if q.left < 1 {
 		return false
 	}
@@ -71,18 +86,45 @@ func (q *quarantine) take(g *Grant, made time.Time) bool {
 	return true
 }
 
-// within takes out what the signer may not say, or not so fast. What is over the
-// budget waits; what the grant does not cover is refused.
-func (f *Follower) within(r *Record, i int, op []byte, rev Revocation) bool {
-	key, known := f.cfg.Keys[r.Signer]
-	if !known || !key.Grant.limited() {
-		return true
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
 	}
+	return a
+}
+
+// latest is the present time by the clock that is ahead: one that was set back must
+// not take for a flood what is none.
+func (f *Follower) latest(now time.Time) time.Time {
+	_, later := f.cfg.Source.list.clocks(now)
+	return later
+}
+
+// quarantine is where what the key says waits.
+func (f *Follower) quarantine(key Key) *quarantine {
 	q := f.quarantined[key.Name]
 	if q == nil {
 		q = &quarantine{}
 		f.quarantined[key.Name] = q
 	}
+	return q
+}
+
+// heard notes that all that a key has said up to the heartbeat was read.
+func (f *Follower) heard(beat *Record, now time.Time) {
+	if key, known := f.cfg.Keys[beat.Signer]; known && key.Grant.PerMinute > 0 {
+		f.quarantine(key).fill(&key.Grant, earlier(beat.Made, f.latest(now)))
+	}
+}
+
+// within takes out what the signer may not say, or not so fast. What is over the
+// budget waits; what the grant does not cover is refused.
+func (f *Follower) within(r *Record, i int, op []byte, rev Revocation, now time.Time) bool {
+	key, known := f.cfg.Keys[r.Signer]
+	if !known || !key.Grant.limited() {
+		return true
+	}
+	q := f.quarantine(key)
 	if rev.Issuer == canaryIssuer { // within every grant, but not so many that they fill the list
 		if r.Made.Sub(q.sang) < CanaryEvery/5 {
 			return false
@@ -97,7 +139,7 @@ func (f *Follower) within(r *Record, i int, op []byte, rev Revocation) bool {
 	if key.Grant.PerMinute == 0 {
 		return true
 	}
-	if q.take(&key.Grant, r.Made) {
+	if q.take(&key.Grant, r.Made, f.latest(now)) {
 		return true
 	}
 	if len(q.waits)+q.leftOut == 0 {

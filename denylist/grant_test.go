@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -110,5 +111,77 @@ func TestRollBoundToKey(t *testing.T) {
 	say(1, rollMessage{Left: true})
 	if s.roll.members["durward-a"] != nil {
 		t.Error("the gateway could not say that it left")
+	}
+}
+
+// A key can do no harm beyond its grant by saying what nobody understands: neither does
+// an issuer count as stale for it, nor does the gateway know less than it was told. What
+// it says so of its own issuer still counts.
+func TestGrantOfWhatIsNotKnown(t *testing.T) {
+	const other = "https://other.test"
+	for name, c := range map[string]struct {
+		grant Grant
+		op    string
+		whole bool
+	}{
+		"unknown kind of another issuer":       {Grant{Issuers: []string{other}}, `{"iss":"` + corp + `","zzz":"1"}`, true},
+		"an issuer that is nobody's":           {Grant{Issuers: []string{other}}, `{"iss":"https://nobody.test","jti":"1"}`, true},
+		"no issuer":                            {Grant{Issuers: []string{other}}, `{"zzz":"1"}`, true},
+		"unknown kind of its own issuer":       {Grant{Issuers: []string{corp}}, `{"iss":"` + corp + `","zzz":"1"}`, false},
+		"unknown kind, a key without a limit":  {Grant{}, `{"iss":"` + corp + `","zzz":"1"}`, false},
+		"nobody's issuer, key without a limit": {Grant{}, `{"iss":"https://nobody.test","jti":"1"}`, false},
+	} {
+		now := time.Now()
+		r := newReader(t, FollowerConfig{Keys: limited(c.grant)})
+		tp := record("tenant", key(2), Head{}, 2, begin())
+		r.take(name, now, nil, tp.records[1], tp.records[2], tp.after(2, key(2), c.op))
+		if marked := len(r.marked) > 0; r.Whole() != c.whole || marked != (!c.whole && strings.Contains(c.op, corp)) {
+			t.Errorf("%s: whole %t, marked %v", name, r.Whole(), r.marked)
+		}
+		if got := r.cfg.Source.Status(now).Refused; got == 0 {
+			t.Errorf("%s: nothing was counted as refused", name)
+		}
+	}
+}
+
+// Whoever has a key with a budget has it whatever times he writes into his records.
+func TestBudgetAndForgedTimes(t *testing.T) {
+	now := time.Now().Truncate(time.Second)
+	const perMinute, flood = 10, 200
+	hours := now.Add(-5 * time.Hour)
+	for name, c := range map[string]struct {
+		before bool // a heartbeat told where the key was, a moment ago
+		made   func(i int) time.Time
+		most   int
+	}{
+		"as they are made":             {true, func(i int) time.Time { return now }, perMinute},
+		"each a minute later":          {true, func(i int) time.Time { return now.Add(time.Duration(i) * time.Minute) }, perMinute},
+		"each a minute later, to now":  {true, func(i int) time.Time { return now.Add(time.Duration(i-flood) * time.Minute) }, perMinute},
+		"what was said in five hours":  {false, func(i int) time.Time { return hours.Add(time.Duration(i) * time.Minute) }, flood},
+		"in the future, never heard":   {false, func(i int) time.Time { return now.Add(time.Duration(i) * time.Minute) }, perMinute},
+		"five hours ago in one moment": {false, func(i int) time.Time { return hours }, perMinute},
+	} {
+		r := newReader(t, FollowerConfig{Keys: limited(Grant{PerMinute: perMinute})})
+		log := NewLog()
+		w := NewWriter(log, key(2), Head{Source: "tenant"}, false, hours.Add(-time.Minute))
+		k := log.chains["tenant"]
+		lines := [][]byte{k.records[0]}
+		if c.before {
+			w.Beat(now.Add(-time.Second))
+			lines = append(lines, k.beat)
+		}
+		r.take(name, now, nil, lines...)
+		previous := hashOf(k.records[0])
+		head := w.Place().Head
+		for i := range flood {
+			head.Number++
+			record := (&Record{Head: head, Previous: previous, Made: c.made(i), Ops: [][]byte{[]byte(jtiLine(fmt.Sprint(i)))}}).encode(key(2))
+			previous = hashOf(record)
+			r.take(name, now, nil, record)
+		}
+		held := r.list.Stats().Entries[token.KindToken]
+		if waits := r.Quarantined()["mobile"]; held > c.most || held < c.most-1 || held+waits != flood {
+			t.Errorf("%s: %d of %d are enforced and %d wait; want %d to be enforced", name, held, flood, waits, c.most)
+		}
 	}
 }

@@ -299,9 +299,10 @@ func (l *List) retention(r Revocation, now time.Time, anew bool) time.Time {
 		}
 		return r.Expiry
 	}
-	// A denial speaks of tokens that may be issued up to now, by whichever clock
-	// is ahead: a clock set back must not shorten the time until it is set right.
-	if !r.Denial() {
+	// The denial of a token speaks of one that may be issued up to now, by whichever
+	// clock is ahead: a clock set back must not shorten the time until it is set right.
+	switch {
+	case !r.Denial():
 		before := r.Before
 		if r.ByAuthTime {
 			before = before.Add(loginAge)
@@ -309,6 +310,8 @@ func (l *List) retention(r Revocation, now time.Time, anew bool) time.Time {
 		if !anew || before.After(from) {
 			from = before
 		}
+	case r.Kind == token.KindSession:
+		from = from.Add(loginAge)
 	}
 	// One second more, as iat is often cut to whole seconds.
 	until := from.Add(limits.MaxLifetime).Add(limits.Leeway).Add(limits.Skew).Add(time.Second)

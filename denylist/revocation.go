@@ -23,8 +23,9 @@ const (
 	// MaxExcept is how many exceptions one cutoff may have.
 	MaxExcept = 8
 
-	// loginAge is how long after a login its session may still obtain tokens; a
-	// cutoff by auth_time covers tokens issued that much later.
+	// loginAge is how long after a login its session may still obtain tokens: a
+	// cutoff by auth_time covers tokens issued that much later, and so does the denial
+	// of a session, whose issuer may go on refreshing it.
 	loginAge = 30 * 24 * time.Hour
 
 	year9999 = 253370764800 // 9999-01-01T00:00:00Z; times from here on are taken for milliseconds

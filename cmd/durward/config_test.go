@@ -66,6 +66,14 @@ func writeKeys(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})
+	another, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if spki, err = x509.MarshalPKIXPublicKey(another); err != nil {
+		t.Fatal(err)
+	}
+	anotherPEM := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})
 	user, err := nkeys.CreateUser()
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +90,7 @@ func writeKeys(t *testing.T, dir string) {
 	for name, content := range map[string][]byte{
 		"tls.crt": cert, "tls.key": key, "idp-ca.pem": cert, "ca.pem": cert, "client.crt": cert, "client.key": key, "assertion.pem": key,
 		"hub-ca.pem": cert, "fleet-ca.pem": cert, "me.crt": cert, "me.key": key, "hub.crt": cert, "hub.key": key,
-		"ed25519.pem": key, "hub-1.pub": publicPEM, "hub-2.pub": publicPEM, "hub.token": []byte("0123456789abcdef\n"),
+		"ed25519.pem": key, "hub-1.pub": publicPEM, "hub-2.pub": anotherPEM, "hub.token": []byte("0123456789abcdef\n"),
 		"more-tests.yaml": []byte("- {name: pictures are public, request: GET https://intranet.example/static/x.png, want: allow}\n"),
 		"admin.token":     []byte("0123456789abcdef0123456789abcdef\n"), "redis.password": []byte("secret\n"), "nats.creds": nil, "nats.nk": seed,
 		"partner-keys.json": []byte(`{"keys":[{"kty":"EC","crv":"P-256","kid":"k","use":"sig",` +

@@ -6,9 +6,11 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -37,7 +39,9 @@ func (b *builder) fleetConfig() {
 		b.problem("denylist.source_keys", "is empty; leave the key out to follow unsigned records")
 	}
 	var keys []denylist.Key
-	for name, source := range d.SourceKeys {
+	names := map[string]string{} // by key
+	for _, name := range slices.Sorted(maps.Keys(d.SourceKeys)) {
+		source := d.SourceKeys[name]
 		file := source.File
 		key, err := readPEM(file, x509.ParsePKIXPublicKey)
 		public, ok := key.(ed25519.PublicKey)
@@ -46,12 +50,22 @@ func (b *builder) fleetConfig() {
 			b.problem("denylist.source_keys."+name, "%v; make one with: openssl pkey -in ed25519.pem -pubout -out ed25519.pub", err)
 		case !ok:
 			b.problem("denylist.source_keys."+name, "%s holds another kind of key than Ed25519", file)
+		case twin(d.SourceKeys, names[string(public)], source):
+			b.problem("denylist.source_keys."+name, "is the key of %s with another grant, and only one can hold; leave one of the two out", names[string(public)])
 		default:
+			names[string(public)] = name
 			keys = append(keys, denylist.Key{Name: name, Public: public, Grant: b.grant("denylist.source_keys."+name, source)})
 		}
 	}
 	b.out.sourceKeys = denylist.NewKeys(keys...)
 	b.serveFeed()
+}
+
+// twin is whether there is a key of this name, with another grant.
+func twin(keys map[string]SourceKeyConfig, name string, other SourceKeyConfig) bool {
+	key, ok := keys[name]
+	key.File = other.File
+	return ok && !reflect.DeepEqual(key, other)
 }
 
 // grant is what the holder of a source key may say.
