@@ -65,6 +65,9 @@ func (g *gateway) reload(ctx context.Context, why string) []problem {
 		wrong = fixed(g.current.Load().config, next.config)
 	}
 	if wrong == nil {
+		wrong = g.renamed(next)
+	}
+	if wrong == nil {
 		wrong = g.use(ctx, next)
 	}
 	g.metrics.Reloaded(wrong == nil, time.Now())
@@ -112,6 +115,26 @@ func fixed(old, next *Config) (wrong []problem) {
 	} {
 		if !reflect.DeepEqual(f.old, f.next) {
 			wrong = append(wrong, problem{File: next.path, Message: f.key + ": cannot change while the gateway runs; restart it, or take the change back"})
+		}
+	}
+	return wrong
+}
+
+// renamed lists claims by whose values something is revoked, and which the next
+// configuration reads elsewhere: it would lift that.
+func (g *gateway) renamed(next *built) (wrong []problem) {
+	held := g.list.Stats().Entries
+	for _, old := range g.current.Load().issuers {
+		for _, issuer := range next.issuers {
+			if issuer.URL() != old.URL() {
+				continue
+			}
+			for name, kind := range map[string]token.Kind{"jti": token.KindToken, "session": token.KindSession, "sub": token.KindSubject, "client": token.KindClient} {
+				if from, to := old.Config().Claims[name], issuer.Config().Claims[name]; from != to && held[kind] > 0 {
+					wrong = append(wrong, problem{File: next.config.path, Message: fmt.Sprintf("issuers[%s].claims.%s: is %q and cannot become %q while %d revocations by %s are held, as they would cover nothing any more; take the change back, or restart the gateway and revoke again what must stay revoked",
+						issuer.Name(), name, from, to, held[kind], kind)})
+				}
+			}
 		}
 	}
 	return wrong
