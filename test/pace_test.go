@@ -14,7 +14,6 @@ import (
 	"testing"
 
 	"github.com/golang-jwt/jwt/v5"
-	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
@@ -44,11 +43,14 @@ func TestBusyHTTP2(t *testing.T) {
 	cert, key := ca.pair(t)
 	g := serving(t, guarded(idp, "tls: {cert_file: %q, key_file: %q}\nroutes: [{name: rpc, path: /durward.test.Talk/, upstream: %q}, {name: all, upstream: %q}]\n", cert, key, "h2c://"+rpc, app.URL))
 	var dials atomic.Int64
-	client := &http.Client{Transport: &http2.Transport{DialTLSContext: func(ctx context.Context, network, address string, config *tls.Config) (net.Conn, error) {
-		dials.Add(1)
-		config.RootCAs = ca.pool()
-		return (&tls.Dialer{Config: config}).DialContext(ctx, network, address)
-	}}}
+	client := &http.Client{Transport: &http.Transport{
+		ForceAttemptHTTP2: true,
+		HTTP2:             &http.HTTP2Config{StrictMaxConcurrentRequests: true},
+		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			dials.Add(1)
+			return (&tls.Dialer{Config: &tls.Config{RootCAs: ca.pool(), NextProtos: []string{"h2"}}}).DialContext(ctx, network, address)
+		},
+	}}
 	t.Cleanup(client.CloseIdleConnections)
 	token := idp.token(jwt.MapClaims{"groups": strings.Repeat("x", 5000)})
 	ask := func(ctx context.Context, method, path string, body io.Reader) (string, error) {
