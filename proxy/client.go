@@ -106,19 +106,23 @@ func (p peer) forwardedFor() string {
 	return p.chain
 }
 
+// other is a connection's other end, invalid on a unix socket, and whether it is a
+// trusted proxy.
+func (t TrustedProxies) other(address string) (addr netip.Addr, trusted bool) {
+	addrPort, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return netip.Addr{}, t.unix
+	}
+	addr = addrPort.Addr().Unmap().WithZone("")
+	return addr, t.contains(addr)
+}
+
 // peer reads the connection and, from a trusted proxy, the forwarding headers.
 // Left of the first address that no trusted proxy vouches for, everything may be
 // forged; it is dropped, as upstreams like to believe the leftmost entry.
 func (t TrustedProxies) peer(r *http.Request) (peer, error) {
 	p := peer{https: r.TLS != nil, host: r.Host}
-	addrPort, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err == nil {
-		p.client = addrPort.Addr().Unmap().WithZone("")
-		p.trusted = t.contains(p.client)
-	} else {
-		p.trusted = t.unix
-	}
-	if !p.trusted {
+	if p.client, p.trusted = t.other(r.RemoteAddr); !p.trusted {
 		return p, nil
 	}
 	if p.client.IsValid() {

@@ -41,6 +41,8 @@ import (
 type Front struct {
 	// Limits are those in force; asked once for each request.
 	Limits func() Limits
+	// Proxies are those in force; asked once for each connection of HTTP/2.
+	Proxies func() TrustedProxies
 	// Log is told of TLS handshakes that fail, at level debug.
 	Log *slog.Logger
 
@@ -54,6 +56,14 @@ func (f *Front) Paced() uint64 { return f.paced.Load() }
 // FrontField is what the front writes in place of what it refuses, and nobody
 // else may. A request with it was not read as it was sent.
 const FrontField = "Durward-Front"
+
+// pace is that of a connection on which so many bytes come before its frames.
+func (f *Front) pace(conn net.Conn, preface int) *pace {
+	if _, trusted := f.Proxies().other(conn.RemoteAddr().String()); trusted {
+		return newPace(proxyPerSecond, preface)
+	}
+	return newPace(perSecond, preface)
+}
 
 // Listen puts the front before the listener's connections. With a config they
 // speak TLS; then the handshake is made before Accept, as only its outcome tells
@@ -155,7 +165,7 @@ func (l *tlsListener) handshake(plain net.Conn) {
 			conn.Close()
 			return
 		}
-		a.conn = &strict{Conn: conn, front: l.front, under: &state, at: beyond, buf: preface, pass: len(preface), pace: newPace(len(preface))}
+		a.conn = &strict{Conn: conn, front: l.front, under: &state, at: beyond, buf: preface, pass: len(preface), pace: l.front.pace(conn, len(preface))}
 	}
 	conn.SetDeadline(time.Time{})
 	if !l.deliver(a) {
@@ -423,7 +433,7 @@ func (c *strict) judge(b []byte) (pass int, refusal string) {
 				c.seen = 0
 				return i, ""
 			} else {
-				c.at, c.pace = beyond, newPace(i+len(rest)) // nothing of b was read yet
+				c.at, c.pace = beyond, c.front.pace(c.Conn, i+len(rest)) // nothing of b was read yet
 			}
 		case inFields, inTrailers:
 			end := bytes.IndexByte(b[i:], '\n') + 1

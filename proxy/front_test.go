@@ -22,6 +22,8 @@ type tape struct {
 	size int
 }
 
+func (*tape) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1} }
+
 func (t *tape) Read(p []byte) (int, error) {
 	if len(t.rest) == 0 {
 		return 0, io.EOF
@@ -33,7 +35,7 @@ func (t *tape) Read(p []byte) (int, error) {
 
 func testFront() *Front {
 	limits := Limits{HeaderBytes: 2 << 10, HeaderFields: 10}
-	return &Front{Limits: func() Limits { return limits }}
+	return &Front{Limits: func() Limits { return limits }, Proxies: func() TrustedProxies { return TrustedProxies{} }}
 }
 
 // A message is a request as one reader sees it. A refused one is the last.
@@ -304,7 +306,7 @@ func BenchmarkFront(b *testing.B) {
 	post := strings.Replace(request, "GET", "POST", 1)
 	post = strings.TrimSuffix(post, "\r\n") + "Content-Length: 65536\r\n\r\n" + strings.Repeat("x", 65536)
 	limits := Limits{HeaderBytes: 32 << 10, HeaderFields: 128, HeaderTimeout: time.Second}
-	front := &Front{Limits: func() Limits { return limits }}
+	front := &Front{Limits: func() Limits { return limits }, Proxies: func() TrustedProxies { return TrustedProxies{} }}
 	for _, c := range []struct{ name, request string }{{"get", request}, {"post-64KiB", post}} {
 		for _, fronted := range []bool{false, true} {
 			b.Run(fmt.Sprintf("%s/front=%v", c.name, fronted), func(b *testing.B) {

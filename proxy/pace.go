@@ -18,6 +18,8 @@ import (
 // into debt either, nor pays for what he cannot know, such as that an upload was
 // refused meanwhile, nor for more than others do because his requests are large.
 type pace struct {
+	perSecond int // what comes back by itself
+
 	mu      sync.Mutex
 	credit  int
 	at      time.Time  // when credit was right
@@ -26,15 +28,19 @@ type pace struct {
 
 // What frames cost, and bring back.
 const (
-	frameCost  = 64               // of a frame that carries no data, in units
-	maxCredit  = 300 * frameCost  // a connection's at its beginning, and at most
-	perSecond  = 1000 * frameCost // comes back by itself
-	smallFrame = 512              // bytes; DATA frames below that cost a unit: 64,000 a second need no answer
+	frameCost  = 64              // of a frame that carries no data, in units
+	maxCredit  = 300 * frameCost // a connection's at its beginning, and at most
+	perSecond  = 200 * frameCost // comes back by itself
+	smallFrame = 512             // bytes; DATA frames below that cost a unit: 12,800 a second need no answer
+
+	// A load balancer's connection is many people's, of whom many may lose patience at
+	// once; it is known by trusted_proxies.
+	proxyPerSecond = 5 * perSecond
 )
 
 // newPace begins behind so many bytes that are no frames.
-func newPace(preface int) *pace {
-	return &pace{credit: maxCredit, at: time.Now(), in: frameHeads{skip: preface}}
+func newPace(perSecond, preface int) *pace {
+	return &pace{perSecond: perSecond, credit: maxCredit, at: time.Now(), in: frameHeads{skip: preface}}
 }
 
 // http2Preface is RFC 9113 section 3.4.
@@ -67,11 +73,11 @@ func (p *pace) received(b []byte) time.Duration {
 		return 0
 	}
 	now := time.Now()
-	if back := int(min(now.Sub(p.at), time.Minute) * perSecond / time.Second); back > 0 {
+	if back := int(min(now.Sub(p.at), time.Minute) * time.Duration(p.perSecond) / time.Second); back > 0 {
 		p.credit, p.at = min(p.credit+back, maxCredit), now
 	}
 	p.credit -= cost
-	return max(0, time.Duration(-p.credit)*time.Second/perSecond)
+	return max(0, time.Duration(-p.credit)*time.Second/time.Duration(p.perSecond))
 }
 
 // sent takes note of bytes to the client.

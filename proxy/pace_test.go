@@ -57,24 +57,24 @@ func TestPace(t *testing.T) {
 		{"a refused upload", []frame{{1200, frameData, 0}}, bytesOf(reset), 1e5, 0},
 		{"a download", []frame{move, move}, bytesOf(body), 1e5, 0},
 		{"small messages to and fro", []frame{{50, frameData, 0}, move, move}, bytesOf(frame{50, frameData, 0}), 1e5, 0},
-		{"small messages one way", []frame{{50, frameData, 0}}, nil, 50_000, 75_000},
-		{"cancelled requests", []frame{request, reset}, nil, 450, 550},
-		{"refused requests", []frame{request}, bytesOf(reset), 900, 1100},
-		{"pings", []frame{ping}, bytesOf(ping), 900, 1100},
-		{"windows", []frame{move}, nil, 900, 1100},
-		{"continuations", []frame{{0, 9, 0}}, nil, 900, 1100},
-		{"empty data", []frame{{0, frameData, 0}}, nil, 900, 1100},
-		{"settings", []frame{{6, 4, 0}}, bytesOf(frame{0, 4, 1}), 900, 1100},
+		{"small messages one way", []frame{{50, frameData, 0}}, nil, 10_000, 15_000},
+		{"cancelled requests", []frame{request, reset}, nil, 90, 110},
+		{"refused requests", []frame{request}, bytesOf(reset), 180, 220},
+		{"pings", []frame{ping}, bytesOf(ping), 180, 220},
+		{"windows", []frame{move}, nil, 180, 220},
+		{"continuations", []frame{{0, 9, 0}}, nil, 180, 220},
+		{"empty data", []frame{{0, frameData, 0}}, nil, 180, 220},
+		{"settings", []frame{{6, 4, 0}}, bytesOf(frame{0, 4, 1}), 180, 220},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := newPace(0)
+				p := newPace(perSecond, 0)
 				in := bytesOf(c.received...)
 				const rounds = 200_000
 				var waited time.Duration
 				for range rounds {
 					wait := p.received(in)
-					if waited += wait; wait > time.Duration(len(c.received)+1)*time.Second/1000 {
+					if waited += wait; wait > time.Duration(len(c.received)+1)*time.Second/200 {
 						t.Fatalf("a wait of %v", wait)
 					}
 					time.Sleep(wait)
@@ -93,7 +93,7 @@ func TestPace(t *testing.T) {
 // credit is what it is for everybody.
 func TestPaceRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPace(0)
+		p := newPace(perSecond, 0)
 		ping := bytesOf(frame{8, 6, 0})
 		burst := func() (n int) {
 			for p.received(ping) == 0 {
@@ -111,4 +111,21 @@ func TestPaceRecovers(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestPaceOfProxies: who is a trusted proxy may go on five times as fast.
+func TestPaceOfProxies(t *testing.T) {
+	proxies, err := ParseTrustedProxies([]string{"192.0.2.0/24"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		proxies TrustedProxies
+		want    int
+	}{{proxies, proxyPerSecond}, {TrustedProxies{}, perSecond}} {
+		f := &Front{Proxies: func() TrustedProxies { return c.proxies }}
+		if got := f.pace(&tape{}, 0).perSecond; got != c.want {
+			t.Errorf("%v: %d, want %d", c.proxies, got, c.want)
+		}
+	}
 }

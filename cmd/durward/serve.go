@@ -221,7 +221,11 @@ func (g *gateway) first(path string, log *logWriter) (*built, error) {
 	g.handler.Log = g.log
 	g.handler.Observe = g.observe
 	g.handler.Revoke = g.revokeToken
-	g.front = &proxy.Front{Limits: func() proxy.Limits { return g.handler.Current().Limits }, Log: g.log}
+	g.front = &proxy.Front{
+		Limits:  func() proxy.Limits { return g.handler.Current().Limits },
+		Proxies: func() proxy.TrustedProxies { return g.handler.Current().Proxies },
+		Log:     g.log,
+	}
 	cuts := map[string]func() uint64{}
 	for cause := proxy.Cause(1); int(cause) <= proxy.Causes; cause++ {
 		cuts[cause.String()] = func() uint64 { return g.handler.Cuts(cause) }
