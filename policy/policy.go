@@ -106,10 +106,14 @@ func (p *Policy) Find(host Host, path Path, trace *decision.Trace) (*Route, erro
 	if trace != nil {
 		t.explainHost(host.Name, p, trace)
 	}
+	ascii := path
 	if t.fold {
-		path = path.lower()
+		ascii, path = path.lower(), path.folded()
 	}
 	rt := t.find(path)
+	if ascii.decoded != path.decoded && t.find(ascii) != rt {
+		return nil, errors.New("the path leads to another route where letters beyond ASCII keep their case")
+	}
 	if path.parameters {
 		// A server that cuts path parameters off would look here instead.
 		bare := path.withoutParameters()
@@ -298,7 +302,7 @@ func newTable(host string, fold bool, routes []*Route, problem func(*Route, erro
 	patterns := make([]string, len(routes))
 	for i, rt := range routes {
 		if patterns[i] = rt.pattern; fold {
-			patterns[i] = lowerASCII(rt.pattern)
+			patterns[i] = foldPath(rt.pattern)
 		}
 	}
 	t := &table{host: host, fold: fold, muxes: newMuxes(patterns)}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"strings"
 	"unicode/utf8"
 )
@@ -198,6 +199,47 @@ func (p Path) withoutParameters() Path {
 func (p Path) lower() Path {
 	p.escaped, p.decoded = lowerASCII(p.escaped), lowerASCII(p.decoded)
 	return p
+}
+
+// folded is the path as a server reads it that takes no notice of the case of any
+// letter.
+func (p Path) folded() Path {
+	p.escaped, p.decoded = foldPath(p.escaped), foldCase(p.decoded)
+	return p
+}
+
+// foldCase makes letters that differ in case alone the same, as far as one letter
+// stands for one, and those beyond ASCII that some take for one of ASCII.
+func foldCase(s string) string {
+	if isASCII(s) {
+		return lowerASCII(s)
+	}
+	return strings.ToLower(strings.ToUpper(s))
+}
+
+// foldPath is foldCase of a path, or a pattern, in which letters may be escaped.
+func foldPath(s string) string {
+	if isASCII(s) && !strings.Contains(s, "%") {
+		return lowerASCII(s)
+	}
+	segments := strings.Split(lowerASCII(s), "/")
+	for i, segment := range segments {
+		if text, err := url.PathUnescape(segment); err == nil && !isASCII(text) {
+			if segments[i] = foldCase(text); text != segment {
+				segments[i] = url.PathEscape(segments[i])
+			}
+		}
+	}
+	return strings.Join(segments, "/")
+}
+
+func isASCII(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
 }
 
 // trimmed is the path as Windows reads it, which takes no notice of dots and
