@@ -131,3 +131,32 @@ func TestExampleIsComplete(t *testing.T) {
 	}
 	visit(reflect.TypeFor[Config]())
 }
+
+// One key under two names has one grant, or the configuration is refused: which of the
+// two held would be chance.
+func TestSourceKeyTwice(t *testing.T) {
+	dir := t.TempDir()
+	writeKeys(t, dir)
+	path := filepath.Join(dir, "durward.yaml")
+	for keys, good := range map[string]bool{
+		"{a: hub-1.pub, b: hub-2.pub}":                                                     true,
+		"{a: {file: hub-1.pub, kinds: [jti]}, b: {file: hub-2.pub, kinds: [sid]}}":         true,
+		"{a: {file: hub-1.pub, kinds: [jti]}, b: {file: ./hub-1.pub, kinds: [jti]}}":       true,
+		"{a: {file: hub-1.pub, kinds: [jti]}, b: hub-1.pub}":                               false,
+		"{a: {file: hub-1.pub, per_minute: 10}, b: {file: ./hub-1.pub, issuers: [corp]}}":  false,
+		"{a: hub-1.pub, b: hub-2.pub, c: {file: hub-2.pub, mass: false, issuers: [corp]}}": false,
+	} {
+		text := "listen: 127.0.0.1:0\nissuers: [{name: corp, issuer: https://corp.test, audiences: [app]}]\n" +
+			"routes: [{name: all, upstream: \"http://127.0.0.1:1\"}]\ndenylist: {feeds: [{name: hub, http: {urls: [\"http://127.0.0.1:1\"]}}], source_keys: " + keys + "}\n"
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b, wrong := load(path)
+		if good != (wrong == nil) || !good && !strings.Contains(problems(wrong).Error(), "with another grant, and only one can hold") {
+			t.Errorf("%s: %v", keys, problems(wrong))
+		}
+		if wrong == nil {
+			b.cache.Close()
+		}
+	}
+}
