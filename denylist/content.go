@@ -24,7 +24,7 @@ func (l *List) Denials() iter.Seq[Denial] {
 	return func(yield func(Denial) bool) {
 		for kind := range l.denials {
 			for t, slot := range l.denials[kind].walk {
-				if !yield(Denial{token.Kind(kind), t.ids[slot], atomic.LoadUint32(&t.until[slot])}) {
+				if !yield(Denial{token.Kind(kind), whole(&t.ids[slot]), atomic.LoadUint32(&t.until[slot])}) {
 					return
 				}
 			}
@@ -68,7 +68,7 @@ func (l *List) RestoreDenials(count int, denials iter.Seq[Denial]) (err error) {
 			continue
 		}
 		s := &l.denials[d.Kind]
-		hash := s.hash(halve(d.ID))
+		hash := s.hash(d.ID)
 		b := &batches[d.Kind][s.index(hash)]
 		if *b = append(*b, pending{hash, d.ID, d.Until}); len(*b) == batchSize {
 			left += l.denyAll(s, *b, count-of)
@@ -107,9 +107,10 @@ func (l *List) denyAll(s *set, b batch, follow int) (left int) {
 	if t := sh.table.Load(); t != nil {
 		// What each of them will wait for, the processor fetches for all at once.
 		for i := range b {
-			first, second, _ := t.groups(b[i].hash)
-			atomic.LoadUint64(&t.tags[first])
-			atomic.LoadUint64(&t.tags[second])
+			home := t.home(b[i].hash)
+			atomic.LoadUint64(&t.filter[home/8])
+			atomic.LoadUint64(&t.ids[home].High)
+			atomic.LoadUint32(&t.until[home])
 		}
 	}
 	for i := range b {

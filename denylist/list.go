@@ -206,7 +206,7 @@ func (l *List) put(r *Revocation, until uint32) (fresh, ok bool) {
 // deny stores a denial, and says until when one was held already.
 func (l *List) deny(kind token.Kind, id token.ID, until uint32) (before uint32, fresh, ok bool) {
 	s := &l.denials[kind]
-	hash := s.hash(halve(id))
+	hash := s.hash(id)
 	sh := s.shard(hash)
 	sh.write.Lock()
 	defer sh.write.Unlock()
@@ -216,7 +216,7 @@ func (l *List) deny(kind token.Kind, id token.ID, until uint32) (before uint32, 
 // place is deny for who holds the shard's mutex, and knows how many others follow.
 func (l *List) place(s *set, sh *shard, p pending, follow int) (before uint32, fresh, ok bool) {
 	t := sh.table.Load()
-	if slot, old := t.find(p.hash, halve(p.id)); old {
+	if slot, old := t.find(p.hash, p.id); old {
 		before = t.until[slot]
 		if p.until > before {
 			t.raise(slot, p.until)
@@ -234,12 +234,12 @@ func (l *List) place(s *set, sh *shard, p pending, follow int) (before uint32, f
 // if they refuse what those do not.
 func (l *List) cut(kind token.Kind, id token.ID, until uint32, more ...ExceptedCutoff) (before uint32, fresh, ok bool) {
 	s := &l.cutoffs[kind]
-	hash := s.hash(halve(id))
+	hash := s.hash(id)
 	sh := s.shard(hash)
 	sh.write.Lock()
 	defer sh.write.Unlock()
 	t := sh.table.Load()
-	slot, old := t.find(hash, halve(id))
+	slot, old := t.find(hash, id)
 	c := Cutoff{Kind: kind, ID: id}
 	if old {
 		c = *t.cutoffs[slot].Load()

@@ -1,7 +1,6 @@
 package denylist
 
 import (
-	"encoding/binary"
 	"math"
 	"math/bits"
 	"sync"
@@ -12,14 +11,9 @@ import (
 )
 
 const (
-	shards    = 256
-	groupSize = 8                  // slots whose tags make a word
-	loaded    = groupSize - 1      // how many of them are taken on average when a table is full
-	eighth    = 8                  // by which part a full table grows, and what part of one must be dead to copy the rest
-	ageUnit   = 1024               // seconds; how finely a table counts what may be forgotten when
-	low       = 0x0101010101010101 // the lowest bit of every tag
-	high      = 0x8080808080808080 // the highest one
-	spread    = 0x9e3779b97f4a7c15 // makes another hash of one
+	shards  = 256
+	eighth  = 8    // what part of a full table is free, by which part it grows, and what part must be dead to copy the rest
+	ageUnit = 1024 // seconds; how finely a table counts what may be forgotten when
 )
 
 // A set is an exact set of identities, each with a time until which it is kept
@@ -36,10 +30,9 @@ const (
 // whoever chooses many jti aim at one place; so it is keyed, per process.
 //
 // A sharded Go map was refused, which needs a lock to read and up to twice the
-// memory; so was a flat table with linear probing, which has to read keys to say
-// no, one group for each hash, of which every third is full, tags of 16 bits, which
-// take more of the processor's cache than they spare, and a cache line for three
-// identities and no tags, two of which cost more than two words of tags.
+// memory; so were groups of eight slots with a word of tags (Swiss tables): the read of
+// a slot has to wait for that of the tags, and what is done with them meanwhile fills
+// the few places in which a processor keeps what waits.
 type set struct {
 	key    [2]uint64 // of hash; random
 	shards [shards]shard
@@ -52,20 +45,21 @@ type shard struct {
 	table atomic.Pointer[table] // nil while there is nothing to hold
 }
 
-// A table has its slots in groups of eight. The word of a group holds a tag for
-// each slot that is taken, from the lowest byte up: eight bits of the hash, and never 0.
-// A hash names two groups, and an identity stands in the one that was emptier when it
-// came. Only if neither had room, it stands in the first that had behind the one named
-// first, which is marked as passed by for an eighth of all hashes. So two words that
-// are read at once nearly always say no, or where to look, and no branch depends on how
-// full a group is: what a processor cannot guess it waits for, and its memory takes a
-// hundred times as long as all else. Whoever stores an identity writes the tag last, so
-// that who sees the tag may read what it stands for. Only the cutoffs hold pointers: the
-// garbage collector does not look into millions of denials.
+// A table is a filter before slots. A hash names a slot, its home, and an identity
+// stands there or in the first slot behind that was free when it came (linear probing),
+// mostly in the same line of the processor's cache. To find out that it stands nowhere
+// would take up to a dozen lines. So there is a word for each eight slots, in which an
+// identity at home in one of them sets three bits that its hash names; where one is
+// missing, which it is for 97 of 100 that are not held, one read says no. Both reads
+// depend on the hash alone, and hardly any branch on what nobody could guess. Nearly all
+// look-ups are of what is not held.
+//
+// An eighth of the slots stays free, so that a search ends. A slot is free while its
+// time is 0. Only the cutoffs hold pointers: the garbage collector does not look into
+// millions of denials.
 type table struct {
-	tags    []uint64 // by group; atomic
-	passed  []uint64 // eight bits for each group; atomic
-	ids     []token.ID
+	filter  []uint64                 // atomic
+	ids     []token.ID               // each half atomic
 	until   []uint32                 // atomic
 	cutoffs []atomic.Pointer[Cutoff] // nil in a set of denials
 
@@ -85,155 +79,88 @@ func (a ages) remove(until uint32) {
 	}
 }
 
-// newTable has room for so many identities.
+// newTable has room for so many identities, at least one.
 func newTable(room int, cutoffs bool) *table {
-	groups := (room + loaded - 1) / loaded
+	slots := room + (room-1)/(eighth-1) + 1
 	t := &table{
-		tags:   make([]uint64, groups),
-		passed: make([]uint64, (groups+7)/8),
-		ids:    make([]token.ID, groups*groupSize),
-		until:  make([]uint32, groups*groupSize),
+		filter: make([]uint64, (slots+7)/8),
+		ids:    make([]token.ID, slots),
+		until:  make([]uint32, slots),
 		ages:   make(ages),
 	}
 	if cutoffs {
-		t.cutoffs = make([]atomic.Pointer[Cutoff], groups*groupSize)
+		t.cutoffs = make([]atomic.Pointer[Cutoff], slots)
 	}
 	return t
 }
 
-// room is how many identities fit; one slot of eight stays free, so that a search
-// ends.
-func (t *table) room() int { return len(t.tags) * loaded }
+// room is how many identities fit.
+func (t *table) room() int { return len(t.ids) - (len(t.ids)+eighth-1)/eighth }
 
 func (t *table) bytes() int64 {
 	if t == nil {
 		return 0
 	}
-	return int64(unsafe.Sizeof(*t)) + int64(len(t.tags)+len(t.passed))*8 + int64(len(t.ids))*(16+4) + int64(len(t.cutoffs))*8
-}
-
-// A halved identity goes from function to function in registers.
-type halved struct{ first, second uint64 }
-
-func halve(id token.ID) halved {
-	return halved{binary.LittleEndian.Uint64(id[:8]), binary.LittleEndian.Uint64(id[8:])}
-}
-
-func (h halved) is(id *token.ID) bool {
-	return binary.LittleEndian.Uint64(id[:8]) == h.first && binary.LittleEndian.Uint64(id[8:]) == h.second
+	return int64(unsafe.Sizeof(*t)) + int64(len(t.filter))*8 + int64(len(t.ids))*(16+4) + int64(len(t.cutoffs))*8
 }
 
 // hash is keyed: whoever does not know the key cannot aim at one place.
-func (s *set) hash(id halved) uint64 {
-	high, low := bits.Mul64(id.first^s.key[0], id.second^s.key[1])
+func (s *set) hash(id token.ID) uint64 {
+	high, low := bits.Mul64(id.High^s.key[0], id.Low^s.key[1])
 	return high ^ low
 }
 
-// Shard, tag and group take different bits of a hash.
-func (s *set) index(hash uint64) int { return int(hash >> 8 % shards) }
+// Shard, home and filter take different bits of a hash.
+func (s *set) index(hash uint64) int { return int(hash >> 24 % shards) }
 
 func (s *set) shard(hash uint64) *shard { return &s.shards[s.index(hash)] }
 
-// groups are where an identity may stand, and its tag.
-func (t *table) groups(hash uint64) (first, second int, tag uint64) {
-	n := uint64(len(t.tags))
-	return int(hash >> 32 * n >> 32), int(hash * spread >> 32 * n >> 32), max(hash&0xff, 1)
-}
+func (t *table) home(hash uint64) int { return int(hash >> 32 * uint64(len(t.ids)) >> 32) }
 
-// matches has the highest bit of each byte of the word that equals the tag, and of
-// some above such a byte.
-func matches(word, tag uint64) uint64 {
-	x := word ^ tag*low
-	return (x - low) &^ x & high
-}
-
-func full(word uint64) bool { return word>>56 != 0 }
-
-// taken is how many slots of a group are.
-func taken(word uint64) int { return (bits.Len64(word) + 7) / 8 }
+// filtered are the bits that a hash sets in the filter's word of its home.
+func filtered(hash uint64) uint64 { return 1<<(hash%64) | 1<<(hash>>6%64) | 1<<(hash>>12%64) }
 
 // find is where an identity stands. It is for readers and writers.
-func (t *table) find(hash uint64, id halved) (slot int, ok bool) {
+func (t *table) find(hash uint64, id token.ID) (slot int, ok bool) {
 	if t == nil {
 		return 0, false
 	}
-	first, second, tag := t.groups(hash)
-	here, there := matches(atomic.LoadUint64(&t.tags[first]), tag), matches(atomic.LoadUint64(&t.tags[second]), tag)
-	if here|there|t.passedBy(first, hash) == 0 {
+	slot = t.home(hash)
+	if want := filtered(hash); atomic.LoadUint64(&t.filter[slot/8])&want != want {
 		return 0, false
 	}
-	// Which of the two it is nobody could guess either, so no branch asks.
-	some := -((here | -here) >> 63)
-	match := here | there&^some
-	group := second ^ (first^second)&int(some)
-	if slot := group*groupSize + bits.TrailingZeros64(match)/8; match != 0 && id.is(&t.ids[slot]) {
-		return slot, true
-	}
-	return t.search(hash, id)
-}
-
-// search is find without haste.
-func (t *table) search(hash uint64, id halved) (slot int, ok bool) {
-	group, second, tag := t.groups(hash)
-	among := func(group int) (slot int, ok bool) {
-		for match := matches(atomic.LoadUint64(&t.tags[group]), tag); match != 0; match &= match - 1 {
-			if slot := group*groupSize + bits.TrailingZeros64(match)/8; id.is(&t.ids[slot]) {
-				return slot, true
-			}
+	for ids := t.ids; ; slot++ {
+		if slot == len(ids) {
+			slot = 0
 		}
-		return 0, false
-	}
-	if slot, ok := among(second); ok {
-		return slot, true
-	}
-	passed := t.passedBy(group, hash) != 0
-	for {
-		more := passed && full(atomic.LoadUint64(&t.tags[group]))
-		if slot, ok := among(group); ok || !more {
-			return slot, ok
-		}
-		if group++; group == len(t.tags) {
-			group = 0
+		switch held := whole(&ids[slot]); {
+		case held == id:
+			// If it begins with zeros, this may be a free slot, or one that is not stored yet.
+			return slot, held.High != 0 || atomic.LoadUint32(&t.until[slot]) != 0
+		case held.High|held.Low == 0 && atomic.LoadUint32(&t.until[slot]) == 0:
+			return 0, false
 		}
 	}
 }
 
-// passedBy is not 0 if the group may have been passed by for this hash.
-func (t *table) passedBy(group int, hash uint64) uint64 {
-	word, bit := passedAt(group, hash)
-	return atomic.LoadUint64(&t.passed[word]) >> bit & 1
-}
-
-// passedAt is the bit of a group that stands for an eighth of all hashes.
-func passedAt(group int, hash uint64) (word int, bit uint64) {
-	return group / 8, uint64(group%8*8) + hash>>16%8
-}
-
-// insert stores an identity that is not there, in a table that is not full.
+// insert stores an identity that is not there, in a table that is not full. It writes the
+// filter last, so that who is not turned away there may read what stands behind it.
 func (t *table) insert(hash uint64, id token.ID, until uint32, c *Cutoff) {
-	group, second, tag := t.groups(hash)
-	if taken(t.tags[second]) < taken(t.tags[group]) {
-		group = second
-	}
-	if full(t.tags[group]) {
-		word, bit := passedAt(group, hash)
-		atomic.OrUint64(&t.passed[word], 1<<bit)
-	}
-	for full(t.tags[group]) {
-		if group++; group == len(t.tags) {
-			group = 0
+	home := t.home(hash)
+	slot := home
+	for t.until[slot] != 0 {
+		if slot++; slot == len(t.ids) {
+			slot = 0
 		}
 	}
-	word := t.tags[group]
-	free := taken(word)
-	slot := group*groupSize + free
-	t.ids[slot] = id
-	t.until[slot] = until
 	if t.cutoffs != nil {
 		t.cutoffs[slot].Store(c)
 	}
 	t.held++
-	atomic.StoreUint64(&t.tags[group], word|tag<<(8*free))
+	atomic.StoreUint64(&t.ids[slot].Low, id.Low)
+	atomic.StoreUint64(&t.ids[slot].High, id.High)
+	atomic.StoreUint32(&t.until[slot], max(until, 1))
+	atomic.OrUint64(&t.filter[home/8], filtered(hash))
 }
 
 // raise changes until when an identity is kept.
@@ -250,17 +177,21 @@ func (t *table) cutoff(slot int) *Cutoff {
 	return t.cutoffs[slot].Load()
 }
 
+// whole is what stands in a slot. One that is being stored has its first half last, so
+// that nobody takes halves of two for one.
+func whole(slot *token.ID) token.ID {
+	high := atomic.LoadUint64(&slot.High)
+	return token.ID{High: high, Low: atomic.LoadUint64(&slot.Low)}
+}
+
 // slots walks over the slots that are taken.
 func (t *table) slots(yield func(slot int) bool) {
 	if t == nil {
 		return
 	}
-	for group := range t.tags {
-		n := taken(atomic.LoadUint64(&t.tags[group]))
-		for slot := group * groupSize; slot < group*groupSize+n; slot++ {
-			if !yield(slot) {
-				return
-			}
+	for slot := range t.until {
+		if atomic.LoadUint32(&t.until[slot]) != 0 && !yield(slot) {
+			return
 		}
 	}
 }
@@ -289,17 +220,14 @@ func (t *table) dead(past uint32, enough int) int {
 func (s *set) empty() bool { return s.held.Load() == 0 }
 
 func (s *set) lookup(id token.ID) (t *table, slot int, ok bool) {
-	h := halve(id)
-	hash := s.hash(h)
+	hash := s.hash(id)
 	t = s.shard(hash).table.Load()
-	slot, ok = t.find(hash, h)
+	slot, ok = t.find(hash, id)
 	return t, slot, ok
 }
 
 func (s *set) has(id token.ID) bool {
-	h := halve(id)
-	hash := s.hash(h)
-	_, ok := s.shard(hash).table.Load().find(hash, h)
+	_, _, ok := s.lookup(id)
 	return ok
 }
 
@@ -309,7 +237,8 @@ func (s *set) until(id token.ID) (until uint32, ok bool) {
 	if !ok {
 		return 0, false
 	}
-	return atomic.LoadUint32(&t.until[slot]), true
+	until = atomic.LoadUint32(&t.until[slot])
+	return until, until != 0 // it is being stored
 }
 
 // cutoff is what a set of cutoffs holds for an identity, nil for nothing.
@@ -371,7 +300,7 @@ func (s *set) replace(sh *shard, past uint32, more int, cutoffs bool) (dropped i
 			continue
 		}
 		id := old.ids[slot]
-		t.insert(s.hash(halve(id)), id, old.until[slot], old.cutoff(slot))
+		t.insert(s.hash(id), id, old.until[slot], old.cutoff(slot))
 	}
 	s.bytes.Add(t.bytes() - old.bytes())
 	sh.table.Store(t)
@@ -410,7 +339,7 @@ func (s *set) trim() {
 	for i := range s.shards {
 		sh := &s.shards[i]
 		sh.write.Lock()
-		if t := sh.table.Load(); t != nil && t.room() > t.held+t.held/eighth+groupSize {
+		if t := sh.table.Load(); t != nil && t.room() > t.held+t.held/eighth+eighth {
 			s.replace(sh, 0, t.held/(2*eighth), t.cutoffs != nil)
 		}
 		sh.write.Unlock()

@@ -114,7 +114,7 @@ func WriteSnapshot(to io.Writer, l *List, header SnapshotHeader, footer func() S
 	b.to.Write(text)
 	for d := range l.Denials() {
 		b.entry(byte(d.Kind))
-		b.buf = append(b.buf, d.ID[:]...)
+		b.buf = d.ID.Append(b.buf)
 		b.buf = binary.BigEndian.AppendUint32(b.buf, d.Until)
 	}
 	for c := range l.Cutoffs() {
@@ -166,7 +166,7 @@ func (b *blockWriter) flush() {
 }
 
 func appendCutoff(b []byte, c Cutoff) []byte {
-	b = append(b, c.ID[:]...)
+	b = c.ID.Append(b)
 	b = binary.BigEndian.AppendUint32(b, c.Until)
 	b = binary.BigEndian.AppendUint64(b, uint64(c.IssuedAt))
 	b = binary.BigEndian.AppendUint64(b, uint64(c.AuthTime))
@@ -179,7 +179,7 @@ func appendCutoff(b []byte, c Cutoff) []byte {
 		}
 		b = append(b, by, byte(len(e.Except)))
 		for _, id := range e.Except {
-			b = append(b, id[:]...)
+			b = id.Append(b)
 		}
 	}
 	return b
@@ -396,7 +396,7 @@ func (r *blockReader) denials() iter.Seq[Denial] {
 		var b [20]byte
 		for r.block(false) {
 			for range r.count {
-				if !r.bytes(b[:]) || !yield(Denial{token.Kind(r.kind), token.ID(b[:16]), r.until(b[16:])}) {
+				if !r.bytes(b[:]) || !yield(Denial{token.Kind(r.kind), token.IDFrom([16]byte(b[:16])), r.until(b[16:])}) {
 					return
 				}
 			}
@@ -421,7 +421,7 @@ func (r *blockReader) cutoff() Cutoff {
 	var b [37]byte
 	r.bytes(b[:])
 	c := Cutoff{
-		Kind: token.Kind(r.kind &^ cutoffKind), ID: token.ID(b[:16]), Until: r.until(b[16:]),
+		Kind: token.Kind(r.kind &^ cutoffKind), ID: token.IDFrom([16]byte(b[:16])), Until: r.until(b[16:]),
 		IssuedAt: int64(binary.BigEndian.Uint64(b[20:])), AuthTime: int64(binary.BigEndian.Uint64(b[28:])),
 	}
 	for range b[36] {
@@ -431,9 +431,9 @@ func (r *blockReader) cutoff() Cutoff {
 		}
 		excepted := ExceptedCutoff{Before: int64(binary.BigEndian.Uint64(e[:])), ByAuthTime: e[8] == 1}
 		for range e[9] {
-			var id token.ID
+			var id [16]byte
 			r.bytes(id[:])
-			excepted.Except = append(excepted.Except, id)
+			excepted.Except = append(excepted.Except, token.IDFrom(id))
 		}
 		c.Excepted = append(c.Excepted, excepted)
 	}

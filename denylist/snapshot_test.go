@@ -188,7 +188,7 @@ func TestSnapshotRetention(t *testing.T) {
 	for _, retention := range []int64{math.MinInt64, -1 << 62, -1, 0} {
 		head := fmt.Sprintf(`{"made":"2026-01-01T00:00:00Z","retention":{"%s":%d}}`, corp, retention)
 		id := token.Identify(token.KindToken, corp, "t")
-		block := binary.BigEndian.AppendUint32(append([]byte{1, 0, 1}, id[:]...), uint32(time.Now().Add(time.Hour).Unix()))
+		block := binary.BigEndian.AppendUint32(id.Append([]byte{1, 0, 1}), uint32(time.Now().Add(time.Hour).Unix()))
 		s, err := OpenSnapshot(write(t, t.TempDir(), seal(snapshotWith(head, block, []byte{0, 0, 0}), nil)), nil)
 		if err != nil {
 			t.Fatal(err)
@@ -210,8 +210,8 @@ func TestSnapshotBlocks(t *testing.T) {
 	const head = `{"made":"2026-01-01T00:00:00Z"}`
 	id := token.Identify(token.KindToken, corp, "t")
 	until := binary.BigEndian.AppendUint32(nil, uint32(time.Now().Add(time.Hour).Unix()))
-	denial := bytes.Join([][]byte{{1, 0, 1}, id[:], until}, nil)
-	cutoff := bytes.Join([][]byte{{cutoffKind + 3, 0, 1}, id[:], until, binary.BigEndian.AppendUint64(nil, 1790000000), make([]byte, 8), {0}}, nil)
+	denial := bytes.Join([][]byte{id.Append([]byte{1, 0, 1}), until}, nil)
+	cutoff := bytes.Join([][]byte{id.Append([]byte{cutoffKind + 3, 0, 1}), until, binary.BigEndian.AppendUint64(nil, 1790000000), make([]byte, 8), {0}}, nil)
 	with := func(kind byte, block []byte) []byte { return append([]byte{kind}, block[1:]...) }
 	end := []byte{0, 0, 0}
 	tests := []struct {
