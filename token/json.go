@@ -30,11 +30,18 @@ func decodeObject(data []byte) (map[string]any, error) {
 	case loneSurrogate(data):
 		return nil, errors.New("a string holds half of a surrogate pair")
 	}
+	members, depth := survey(data)
+	if depth > maxDepth {
+		return nil, fmt.Errorf("nested deeper than %d", maxDepth)
+	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()
-	v, err := decodeValue(d, 1)
-	if err != nil {
+	var v any
+	if err := d.Decode(&v); err != nil {
 		return nil, err
+	}
+	if count(v) != members {
+		return nil, fmt.Errorf("duplicate member %q", clip(twice(json.NewDecoder(bytes.NewReader(data)))))
 	}
 	object, ok := v.(map[string]any)
 	if !ok {
@@ -43,49 +50,70 @@ func decodeObject(data []byte) (map[string]any, error) {
 	return object, nil
 }
 
-func decodeValue(d *json.Decoder, depth int) (any, error) {
-	t, err := d.Token()
-	if err != nil {
-		return nil, err
-	}
-	delim, nested := t.(json.Delim)
-	if !nested {
-		return t, nil
-	}
-	if depth > maxDepth {
-		return nil, fmt.Errorf("nested deeper than %d", maxDepth)
-	}
-	if delim == '[' {
-		array := []any{}
-		for d.More() {
-			v, err := decodeValue(d, depth+1)
-			if err != nil {
-				return nil, err
+// survey counts the members of all objects in valid JSON, each of which has one colon
+// outside of strings, and how deep arrays and objects nest. What encoding/json then
+// decodes at once has fewer members if a name is there twice: to ask its decoder for
+// one token after the other, which shows the second, takes three times as long and
+// most of the memory that a new token needs.
+func survey(data []byte) (members, depth int) {
+	open := 0
+	for i := 0; i < len(data); i++ {
+		switch data[i] {
+		case ':':
+			members++
+		case '{', '[':
+			open++
+			depth = max(depth, open)
+		case '}', ']':
+			open--
+		case '"':
+			for i++; data[i] != '"'; i++ {
+				if data[i] == '\\' {
+					i++
+				}
 			}
-			array = append(array, v)
 		}
-		_, err = d.Token()
-		return array, err
 	}
-	object := map[string]any{}
+	return members, depth
+}
+
+// count counts the members of all objects in what was decoded.
+func count(v any) (members int) {
+	switch v := v.(type) {
+	case map[string]any:
+		members = len(v)
+		for _, v := range v {
+			members += count(v)
+		}
+	case []any:
+		for _, v := range v {
+			members += count(v)
+		}
+	}
+	return members
+}
+
+// twice is the first name that an object in valid JSON has twice, "" if none has.
+func twice(d *json.Decoder) string {
+	t, _ := d.Token()
+	if t != json.Delim('{') && t != json.Delim('[') {
+		return ""
+	}
+	names := map[json.Token]bool{}
 	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return nil, err
+		if t == json.Delim('{') {
+			name, _ := d.Token()
+			if names[name] {
+				return name.(string)
+			}
+			names[name] = true
 		}
-		name, ok := t.(string)
-		if !ok {
-			return nil, fmt.Errorf("a member name is %v, not a string", t)
-		}
-		if _, twice := object[name]; twice {
-			return nil, fmt.Errorf("duplicate member %q", clip(name))
-		}
-		if object[name], err = decodeValue(d, depth+1); err != nil {
-			return nil, err
+		if name := twice(d); name != "" {
+			return name
 		}
 	}
-	_, err = d.Token()
-	return object, err
+	d.Token()
+	return ""
 }
 
 // loneSurrogate reports a \u escape of one half of a surrogate pair without the
