@@ -55,9 +55,6 @@ func (r *rig) candidates() []*candidate {
 	good := func(name string, s *server, requests [][]byte) *candidate {
 		return &candidate{name: name, server: s, requests: requests, status: 200, body: 1024}
 	}
-	refused := func(name string, s *server, requests [][]byte) *candidate {
-		return &candidate{name: name, server: s, requests: requests, status: 401, body: -1}
-	}
 	all := []*candidate{
 		good(bareName, bare, one),
 		good("Durward, one token", main, one),
@@ -70,8 +67,8 @@ func (r *rig) candidates() []*candidate {
 		good(fmt.Sprintf("Durward, one token, %d routes", r.routes), routed, one),
 		good("Durward, one token, two processors", both, one),
 		{name: "Durward, every token new", server: fresh, requests: r.keys.requests("RS256", 10_000, int(r.length.Seconds()*8000)), status: 200, body: 1024, once: true},
-		refused("Durward, refused: no token", main, [][]byte{get("/", "")}),
-		refused("Durward, refused: forged", main, forgeries),
+		{name: "Durward, refused: no token", server: main, requests: [][]byte{get("/", "")}, status: 401, body: -1},
+		{name: "Durward, refused: forged", server: main, requests: forgeries, status: refused, body: -1},
 		{name: "Durward, one token beside a flood of forgeries", server: main, requests: one, status: 200, body: 1024, beside: forgeries, shared: true},
 		{name: "open loop, 6,000/s: httputil.ReverseProxy, bare", server: bare, requests: one, status: 200, body: 1024, open: 6000},
 		{name: "open loop, 6,000/s: Durward, one token", server: main, requests: one, status: 200, body: 1024, open: 6000},
