@@ -41,7 +41,8 @@ func decodeObject(data []byte) (map[string]any, error) {
 		return nil, err
 	}
 	if count(v) != members {
-		return nil, fmt.Errorf("duplicate member %q", clip(twice(json.NewDecoder(bytes.NewReader(data)))))
+		name, _ := twice(json.NewDecoder(bytes.NewReader(data)))
+		return nil, fmt.Errorf("duplicate member %q", clip(name))
 	}
 	object, ok := v.(map[string]any)
 	if !ok {
@@ -93,27 +94,29 @@ func count(v any) (members int) {
 	return members
 }
 
-// twice is the first name that an object in valid JSON has twice, "" if none has.
-func twice(d *json.Decoder) string {
+// twice finds the first name that an object in the next value has twice; the value is
+// valid JSON. Once it is found, the decoder stands behind it and is of no more use.
+func twice(d *json.Decoder) (name string, found bool) {
 	t, _ := d.Token()
 	if t != json.Delim('{') && t != json.Delim('[') {
-		return ""
+		return "", false
 	}
-	names := map[json.Token]bool{}
+	names := map[string]bool{}
 	for d.More() {
 		if t == json.Delim('{') {
-			name, _ := d.Token()
+			t, _ := d.Token()
+			name, _ := t.(string)
 			if names[name] {
-				return name.(string)
+				return name, true
 			}
 			names[name] = true
 		}
-		if name := twice(d); name != "" {
-			return name
+		if name, found := twice(d); found {
+			return name, true
 		}
 	}
 	d.Token()
-	return ""
+	return "", false
 }
 
 // loneSurrogate reports a \u escape of one half of a surrogate pair without the

@@ -30,6 +30,8 @@ func TestDecodeObject(t *testing.T) {
 		`{"a":1,"\u0061":2}`:                     `duplicate member "a"`,
 		`{"x":[{"b":{"a":1,"a":2}}]}`:            `duplicate member "a"`,
 		`{"a":{"b":1},"a":{"b":1,"c":2}}`:        `duplicate member "a"`,
+		`{"a":{"":5,"":5,"b":5}}`:                `duplicate member ""`,
+		`{"a":[{"":1,"a":2}],"":3}`:              "",
 		`{"a:":":\\\":{","b":[{"a":1},{"a":1}]}`: "",
 		"{\"a\":\"\xff\"}":                       "not valid UTF-8",
 		"{\"a\":\"\xed\xa0\x80\"}":               "not valid UTF-8",
@@ -52,7 +54,7 @@ func TestDecodeObject(t *testing.T) {
 }
 
 func FuzzJSON(f *testing.F) {
-	for _, seed := range []string{`{}`, `{"a":[1,2.5,"x",null,true,{"b":"\ud83d\ude00"}]}`, `{"a":1,"a":2}`, `{"\u0061":1,"a":2}`, `{"a":"\ud800"}`, `[{}]`, `{"a":1}x`} {
+	for _, seed := range []string{`{}`, `{"a":[1,2.5,"x",null,true,{"b":"\ud83d\ude00"}]}`, `{"a":1,"a":2}`, `{"\u0061":1,"a":2}`, `{"a":{"":5,"":5,"b":5}}`, `{"a":"\ud800"}`, `[{}]`, `{"a":1}x`} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
