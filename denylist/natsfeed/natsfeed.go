@@ -64,7 +64,9 @@ const (
 	dedupIn = 2 * time.Minute
 )
 
-var streamName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,200}$`)
+var streamName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
+const longestName = 200
 
 // Check says what is wrong with the configuration. signed is whether records must
 // be signed: only then may they travel in the open.
@@ -87,7 +89,7 @@ func (cfg Config) Check(signed bool) error {
 			wrong = append(wrong, fmt.Errorf("url: %q is in the open off loopback, where anybody between could hold revocations back; use tls:// or ca_file, or signed records (source_keys)", address))
 		}
 	}
-	if !streamName.MatchString(cfg.Stream) {
+	if len(cfg.Stream) > longestName || !streamName.MatchString(cfg.Stream) {
 		wrong = append(wrong, fmt.Errorf("stream: %q is not the name of a stream, such as REVOCATIONS", cfg.Stream))
 	}
 	if cfg.CredsFile != "" && cfg.NKeyFile != "" {
