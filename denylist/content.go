@@ -24,7 +24,7 @@ func (l *List) Denials() iter.Seq[Denial] {
 	return func(yield func(Denial) bool) {
 		for kind := range l.denials {
 			for t, slot := range l.denials[kind].walk {
-				if !yield(Denial{token.Kind(kind), whole(&t.ids[slot]), atomic.LoadUint32(&t.until[slot])}) {
+				if !yield(Denial{token.Kind(kind), t.id(slot), atomic.LoadUint32(&t.until[slot])}) {
 					return
 				}
 			}
@@ -108,9 +108,8 @@ func (l *List) denyAll(s *set, b batch, follow int) (left int) {
 		// What each of them will wait for, the processor fetches for all at once.
 		for i := range b {
 			home := t.home(b[i].hash)
-			atomic.LoadUint64(&t.filter[home/8])
-			atomic.LoadUint64(&t.ids[home].High)
-			atomic.LoadUint32(&t.until[home])
+			atomic.LoadUint64(&t.groups[home].tags)
+			atomic.LoadUint32(&t.until[home*slots])
 		}
 	}
 	for i := range b {
