@@ -96,11 +96,14 @@ func (e *entry) cost() int64 {
 	for _, scope := range e.claims.Scopes {
 		cost += 16 + int64(len(scope))
 	}
-	return cost + weight(e.claims.payload)
+	for _, known := range *e.claims.known.Load() {
+		cost += 32 + weight(known.value)
+	}
+	return cost + int64(len(e.claims.text))
 }
 
 // fixedCost is an entry, its Claims and the cache's maps.
-const fixedCost = 640
+const fixedCost = 540
 
 // weight is about how many bytes a decoded JSON value holds besides its interface.
 func weight(v any) (bytes int64) {

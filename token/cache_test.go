@@ -12,6 +12,9 @@ import (
 // What the cache believes to hold is what the heap holds, within a quarter or so.
 func TestCost(t *testing.T) {
 	i := newIssuer(t, testConfig(t))
+	for _, name := range []string{"sub", "email", "groups"} {
+		i.ask(name)
+	}
 	many := object{}
 	for n := range 30 {
 		many[fmt.Sprintf("claim_%d", n)] = "a value of some length"
@@ -43,7 +46,7 @@ func TestCost(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c, refused := i.read(payload, "")
+			c, refused := i.read(payload, []byte(text), "")
 			if refused != nil {
 				t.Fatal(refused)
 			}

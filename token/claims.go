@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"durward/decision"
@@ -32,7 +33,18 @@ type Claims struct {
 
 	ids       [Kinds]ID // by kind, from 1; the zero ID where the token lacks the claim
 	notBefore time.Time // nbf without leeway; zero if the token has none
-	payload   map[string]any
+
+	// The payload's JSON, and of what it says the claims that were asked for: tens of
+	// thousands of decoded payloads would have the garbage collector walk through
+	// dozens of objects for each.
+	text  string
+	known atomic.Pointer[[]claim]
+}
+
+// A claim is what Claims.Value returns for a name.
+type claim struct {
+	name  string
+	value any
 }
 
 // digestPrefix begins the TokenID of a token without jti.
@@ -64,17 +76,52 @@ func (c *Claims) Until() time.Time {
 // lacks it, else a string, json.Number, bool, []any or map[string]any, which the
 // caller must not change.
 func (c *Claims) Value(name string) any {
-	if path, mapped := c.Issuer.paths[name]; mapped {
-		return lookup(c.payload, path)
+	known := *c.known.Load()
+	for i := range known {
+		if known[i].name == name {
+			return known[i].value
+		}
+	}
+	payload, err := decodeObject([]byte(c.text))
+	if err != nil {
+		return nil // it was decoded before
+	}
+	value := c.Issuer.value(payload, name)
+	more := append(slices.Clip(known), claim{name, value})
+	c.known.Store(&more) // what another adds at this moment is lost, and looked up again
+	c.Issuer.ask(name)
+	return value
+}
+
+// value is Claims.Value of a payload.
+func (i *Issuer) value(payload map[string]any, name string) any {
+	if path, mapped := i.paths[name]; mapped {
+		return lookup(payload, path)
 	}
 	if !strings.ContainsAny(name, `.\`) {
-		return c.payload[name]
+		return payload[name]
 	}
 	path, err := ParsePath(name)
 	if err != nil {
 		return nil
 	}
-	return lookup(c.payload, path)
+	return lookup(payload, path)
+}
+
+// ask remembers that a claim is asked for, so that it is looked up in the next token
+// while that is decoded anyway. Names come from the configuration, and are few.
+func (i *Issuer) ask(name string) {
+	const most = 64
+	for {
+		asked := i.asked.Load()
+		if slices.Contains(*asked, name) || len(*asked) == most {
+			return
+		}
+		more := append(slices.Clip(*asked), name)
+		if i.asked.CompareAndSwap(asked, &more) {
+			return
+		}
+	}
 }
 
 func lookup(object map[string]any, path []string) any {
@@ -123,11 +170,12 @@ func ParsePath(s string) ([]string, error) {
 
 // read makes Claims of a payload whose issuer and audience were checked. It
 // refuses what it cannot be sure about: a jti, session, subject or client of the
-// wrong type would be a token that no revocation can name. signed is the signing
-// input, which identifies a token without a jti; unlike the whole token it has
-// one spelling only, however its signature is written.
-func (i *Issuer) read(payload map[string]any, signed string) (*Claims, *Error) {
-	r := claimReader{paths: i.paths, payload: payload}
+// wrong type would be a token that no revocation can name. text is what the payload
+// was decoded from. signed is the signing input, which identifies a token without a
+// jti; unlike the whole token it has one spelling only, however its signature is
+// written.
+func (i *Issuer) read(payload map[string]any, text []byte, signed string) (*Claims, *Error) {
+	r := claimReader{paths: i.paths, payload: payload, source: string(text)}
 	c := &Claims{
 		Issuer:    i,
 		IssuedAt:  r.time("iat", true),
@@ -140,8 +188,17 @@ func (i *Issuer) read(payload map[string]any, signed string) (*Claims, *Error) {
 		Client:    r.text("client"),
 		ACR:       r.text("acr"),
 		Scopes:    r.scopes(),
-		payload:   payload,
+		text:      r.source,
 	}
+	asked := *i.asked.Load()
+	known := make([]claim, len(asked))
+	for n, name := range asked {
+		known[n] = claim{name, i.value(payload, name)}
+		if s, ok := known[n].value.(string); ok {
+			known[n].value = r.shared(s)
+		}
+	}
+	c.known.Store(&known)
 	if value := lookup(payload, i.paths["jti"]); value == "" || value == nil && *i.cfg.RequireJTI {
 		r.refuse("jti is missing or empty")
 	}
@@ -179,7 +236,17 @@ func (i *Issuer) read(payload map[string]any, signed string) (*Claims, *Error) {
 type claimReader struct {
 	paths   map[string][]string
 	payload map[string]any
+	source  string // that payload was decoded from
 	err     *Error
+}
+
+// shared is the same text as a part of the source, if it stands there, as it does
+// unless something in it is escaped. The source is kept, and so need not be kept twice.
+func (r *claimReader) shared(s string) string {
+	if at := strings.Index(r.source, s); at >= 0 {
+		return r.source[at : at+len(s)]
+	}
+	return s
 }
 
 func (r *claimReader) refuse(format string, args ...any) {
@@ -207,7 +274,7 @@ func (r *claimReader) text(name string) string {
 	if !ok {
 		r.refuse("%s is not a string", strings.Join(path, "."))
 	}
-	return s
+	return r.shared(s)
 }
 
 // scopes reads "read write" (RFC 8693 section 4.2) as well as ["read", "write"].
@@ -215,7 +282,7 @@ func (r *claimReader) scopes() []string {
 	path := r.paths["scopes"]
 	switch v := lookup(r.payload, path).(type) {
 	case string:
-		return slices.DeleteFunc(strings.Split(v, " "), func(s string) bool { return s == "" })
+		return slices.DeleteFunc(strings.Split(r.shared(v), " "), func(s string) bool { return s == "" })
 	case []any:
 		scopes, err := textOrList(v)
 		if err != nil {

@@ -2,6 +2,8 @@ package token
 
 import (
 	"reflect"
+	"strconv"
+	"sync"
 	"testing"
 )
 
@@ -51,5 +53,51 @@ func TestScopes(t *testing.T) {
 		if !reflect.DeepEqual(got.Scopes, c.want) {
 			t.Errorf("%q: got %q, want %q", c.scope, got.Scopes, c.want)
 		}
+	}
+}
+
+// A claim is what the payload says, whether its name was asked of an earlier token,
+// and so looked up when this one was verified, or is asked for the first time.
+func TestValue(t *testing.T) {
+	i := newIssuer(t, testConfig(t))
+	want := map[string]any{
+		"sub": "alice", "scopes": "orders:read orders:write", "groups": []any{"ops", "sre"}, "realm_access.roles": []any{"ops", "sre"},
+		"jti": "hypothetical", "missing": nil, "realm_access.missing": nil, "sub.inner": nil, "": nil, ".": nil,
+	}
+	suppose := func() *Claims {
+		c, err := i.Suppose(object{"sub": "alice", "scope": "orders:read orders:write", "realm_access": object{"roles": []string{"ops", "sre"}}}, testNow)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for token := range 2 {
+		c := suppose()
+		if known := len(*c.known.Load()); known != token*len(want) {
+			t.Errorf("token %d: %d claims are known before they are asked for", token, known)
+		}
+		for range 2 {
+			var asking sync.WaitGroup
+			for name, want := range want {
+				asking.Go(func() {
+					if got := c.Value(name); !reflect.DeepEqual(got, want) {
+						t.Errorf("token %d, %q: got %v, want %v", token, name, got, want)
+					}
+				})
+			}
+			asking.Wait()
+		}
+	}
+	for n := range 100 {
+		name := strconv.Itoa(n)
+		if got := suppose().Value(name); got != nil {
+			t.Errorf("%s: got %v", name, got)
+		}
+	}
+	if asked := len(*i.asked.Load()); asked != 64 {
+		t.Errorf("%d names are remembered, want 64", asked)
+	}
+	if got := suppose().Value("sub"); got != "alice" {
+		t.Errorf("beyond what is remembered: got %v", got)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -78,8 +79,8 @@ func (e *FieldError) Error() string { return e.Field + ": " + e.Err.Error() }
 func (e *FieldError) Unwrap() error { return e.Err }
 
 // An Issuer is a configuration that was found good, the issuer's keys, and a count
-// of what its tokens carry. Apart from the keys, which refresh themselves, and the
-// count, it never changes.
+// of what its tokens carry. Apart from the keys, which refresh themselves, the
+// count, and the names of the claims that are asked for, it never changes.
 type Issuer struct {
 	cfg     IssuerConfig // with the defaults filled in
 	ca      []byte       // content of ca_file
@@ -88,6 +89,7 @@ type Issuer struct {
 	history []Limits
 	keys    *KeySet
 	census  *census
+	asked   atomic.Pointer[[]string] // by Claims.Value
 }
 
 // DefaultSkew is Config.Skew where nothing else is configured.
@@ -218,6 +220,7 @@ func NewIssuer(cfg IssuerConfig, limits []Limits, prev *Issuer) (*Issuer, error)
 	}
 
 	i := &Issuer{cfg: cfg, paths: paths, history: slices.Clone(limits), census: &census{}}
+	i.asked.Store(&[]string{})
 	for _, t := range cfg.TokenTypes {
 		i.types = append(i.types, typeName(t))
 	}
@@ -333,8 +336,11 @@ func (i *Issuer) Suppose(claims map[string]any, now time.Time) (*Claims, error) 
 	}
 	if path := i.paths["jti"]; !present(payload, path) {
 		place(payload, path, "hypothetical")
+		if text, err = json.Marshal(payload); err != nil {
+			return nil, fmt.Errorf("claims: %w", err)
+		}
 	}
-	c, refused := i.read(payload, "")
+	c, refused := i.read(payload, text, "")
 	if refused != nil {
 		return nil, fmt.Errorf("claims: %s", refused.Detail)
 	}

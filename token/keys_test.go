@@ -127,17 +127,17 @@ func TestFindKey(t *testing.T) {
 		found bool
 		known bool
 	}{
-		{"by kid", []object{a}, parsed{alg: "ES256", kid: "k", named: true}, true, true},
-		{"another kid", []object{a}, parsed{alg: "ES256", kid: "K", named: true}, false, false},
-		{"another alg", []object{a}, parsed{alg: "ES384", kid: "k", named: true}, false, true},
-		{"one of two fits", []object{a, b}, parsed{alg: "ES256", kid: "k", named: true}, true, true},
-		{"the other fits", []object{a, b, same}, parsed{alg: "EdDSA", kid: "k", named: true}, true, true},
-		{"both fit", []object{a, with(a, nil)}, parsed{alg: "ES256", kid: "k", named: true}, false, true},
-		{"no kid, one fits", []object{a, b}, parsed{alg: "ES384"}, true, true},
-		{"no kid, two fit", []object{a, with(a, object{"kid": "l"})}, parsed{alg: "ES256"}, false, true},
-		{"no kid, none fits", []object{a}, parsed{alg: "RS256"}, false, true},
-		{"alg of the key", []object{public(k.rsa, object{"kid": "k", "alg": "PS256"})}, parsed{alg: "RS256", kid: "k", named: true}, false, true},
-		{"alg of the key tells two apart", []object{public(k.rsa, object{"kid": "k", "alg": "PS256"}), public(k.rsa2, object{"kid": "k", "alg": "RS256"})}, parsed{alg: "RS256", kid: "k", named: true}, true, true},
+		{"by kid", []object{a}, parsed{joseHeader: joseHeader{alg: "ES256", kid: "k", named: true}}, true, true},
+		{"another kid", []object{a}, parsed{joseHeader: joseHeader{alg: "ES256", kid: "K", named: true}}, false, false},
+		{"another alg", []object{a}, parsed{joseHeader: joseHeader{alg: "ES384", kid: "k", named: true}}, false, true},
+		{"one of two fits", []object{a, b}, parsed{joseHeader: joseHeader{alg: "ES256", kid: "k", named: true}}, true, true},
+		{"the other fits", []object{a, b, same}, parsed{joseHeader: joseHeader{alg: "EdDSA", kid: "k", named: true}}, true, true},
+		{"both fit", []object{a, with(a, nil)}, parsed{joseHeader: joseHeader{alg: "ES256", kid: "k", named: true}}, false, true},
+		{"no kid, one fits", []object{a, b}, parsed{joseHeader: joseHeader{alg: "ES384"}}, true, true},
+		{"no kid, two fit", []object{a, with(a, object{"kid": "l"})}, parsed{joseHeader: joseHeader{alg: "ES256"}}, false, true},
+		{"no kid, none fits", []object{a}, parsed{joseHeader: joseHeader{alg: "RS256"}}, false, true},
+		{"alg of the key", []object{public(k.rsa, object{"kid": "k", "alg": "PS256"})}, parsed{joseHeader: joseHeader{alg: "RS256", kid: "k", named: true}}, false, true},
+		{"alg of the key tells two apart", []object{public(k.rsa, object{"kid": "k", "alg": "PS256"}), public(k.rsa2, object{"kid": "k", "alg": "RS256"})}, parsed{joseHeader: joseHeader{alg: "RS256", kid: "k", named: true}}, true, true},
 	} {
 		keys, _, err := parseKeys([]byte(keySet(c.keys...)))
 		if err != nil {

@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -43,6 +44,7 @@ type Verifier struct {
 	maxBytes int
 	capacity *capacity
 	flights  singleflight.Group // by digest of the token
+	headers  headers
 }
 
 // NewVerifier makes a Verifier for issuers whose names and URLs differ; where two
@@ -98,7 +100,7 @@ func (v *Verifier) Verify(ctx context.Context, raw string, accept []string, now 
 		}
 	}
 
-	t, err := parse(raw)
+	t, err := parse(raw, &v.headers)
 	if err != nil {
 		return refuse(trace, &Error{decision.TokenMalformed, err.Error()})
 	}
@@ -109,7 +111,7 @@ func (v *Verifier) Verify(ctx context.Context, raw string, accept []string, now 
 	if refused != nil {
 		return refuse(trace, refused)
 	}
-	c, refused := issuer.read(t.payload, t.signed)
+	c, refused := issuer.read(t.payload, t.text, t.signed)
 	if refused != nil {
 		return refuse(trace, refused)
 	}
@@ -152,6 +154,7 @@ func (v *Verifier) first(ctx context.Context, digest *[sha256.Size]byte, t *pars
 			if refused != nil {
 				return outcome{refused, ctx.Err() != nil}, nil
 			}
+			v.headers.add(t)
 			c.Issuer.census.count(c, now)
 			v.cache.set(&entry{*digest, c, keys.generation}, c.Until().Sub(now))
 			return outcome{}, nil
@@ -329,82 +332,127 @@ func (v *Verifier) checkSignature(ctx context.Context, t *parsed, key *jwk) *Err
 
 // parsed is a token of good form, of which nothing is believed yet.
 type parsed struct {
-	alg, typ  string // as written; typ JWT if it is missing
-	kid       string
-	named     bool // it has a kid
+	joseHeader
+	text      []byte // of the payload
 	payload   map[string]any
 	signed    string // the signing input: header, dot, payload
 	signature []byte
 }
 
+// A joseHeader is what counts of a token's header (RFC 7515 section 4).
+type joseHeader struct {
+	alg, typ string // as written; typ JWT if it is missing
+	kid      string
+	named    bool // it has a kid
+}
+
+// headers remembers the headers of tokens that verified, by their spelling: an issuer
+// writes the same one into all tokens that it signs with a key, as a rule. Only so
+// many, in case it does not.
+type headers struct {
+	sync.RWMutex
+	held map[string]joseHeader
+}
+
+const maxHeaders = 256
+
+// get is the header that is spelled so. No headers hold none.
+func (h *headers) get(spelling string) (known joseHeader, ok bool) {
+	if h == nil {
+		return joseHeader{}, false
+	}
+	h.RLock()
+	defer h.RUnlock()
+	known, ok = h.held[spelling]
+	return known, ok
+}
+
+func (h *headers) add(t *parsed) {
+	spelling, _, _ := strings.Cut(t.signed, ".")
+	if _, known := h.get(spelling); known {
+		return
+	}
+	h.Lock()
+	defer h.Unlock()
+	if h.held == nil {
+		h.held = map[string]joseHeader{}
+	}
+	if len(h.held) < maxHeaders {
+		h.held[strings.Clone(spelling)] = t.joseHeader // it would hold the whole token
+	}
+}
+
 // parse takes a token apart. There is one spelling only of each, up to its
-// signature.
-func parse(raw string) (*parsed, error) {
-	t, body, err := open(raw)
+// signature. Headers that are known need not be read again.
+func parse(raw string, known *headers) (*parsed, error) {
+	t, err := open(raw, known)
 	if err != nil {
 		return nil, err
 	}
-	if t.payload, err = decodeObject(body); err != nil {
+	if t.payload, err = decodeObject(t.text); err != nil {
 		return nil, fmt.Errorf("payload: %w", err)
 	}
 	return t, nil
 }
 
 // open takes a compact JWS (RFC 7515 section 7.1) of any payload apart.
-func open(raw string) (t *parsed, body []byte, err error) {
+func open(raw string, known *headers) (t *parsed, err error) {
 	head, rest, _ := strings.Cut(raw, ".")
-	middle, tail, ok := strings.Cut(rest, ".")
-	if !ok || strings.Contains(tail, ".") {
-		return nil, nil, errors.New("not three segments")
+	middle, tail, two := strings.Cut(rest, ".")
+	if !two || strings.Contains(tail, ".") {
+		return nil, errors.New("not three segments")
 	}
 	t = &parsed{signed: raw[:len(head)+1+len(middle)]}
-	text, err := decodeSegment(head)
-	if err != nil {
-		return nil, nil, fmt.Errorf("header: %w", err)
+	var ok bool
+	if t.joseHeader, ok = known.get(head); !ok {
+		text, err := decodeSegment(head)
+		if err == nil {
+			t.joseHeader, err = readHeader(text)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("header: %w", err)
+		}
 	}
-	if err := t.readHeader(text); err != nil {
-		return nil, nil, fmt.Errorf("header: %w", err)
-	}
-	if body, err = decodeSegment(middle); err != nil {
-		return nil, nil, fmt.Errorf("payload: %w", err)
+	if t.text, err = decodeSegment(middle); err != nil {
+		return nil, fmt.Errorf("payload: %w", err)
 	}
 	if t.signature, err = decodeSegment(tail); err != nil {
-		return nil, nil, fmt.Errorf("signature: %w", err)
+		return nil, fmt.Errorf("signature: %w", err)
 	}
-	return t, body, nil
+	return t, nil
 }
 
 // readHeader takes over what counts of the header.
-func (t *parsed) readHeader(text []byte) error {
-	header, err := decodeObject(text)
+func readHeader(text []byte) (h joseHeader, err error) {
+	members, err := decodeObject(text)
 	if err != nil {
-		return err
+		return h, err
 	}
 	// Extensions that must be understood (RFC 7515 section 4.1.11), an unencoded
 	// payload (RFC 7797), compression, a token inside of a token: none is, and each
 	// would change what the signature says. jwk, jku, x5c and x5u are ignored: keys
 	// that a token brings along prove nothing.
 	for _, name := range []string{"crit", "b64", "zip", "cty"} {
-		if _, ok := header[name]; ok {
-			return fmt.Errorf("%s is not supported", name)
+		if _, ok := members[name]; ok {
+			return h, fmt.Errorf("%s is not supported", name)
 		}
 	}
 	var isString bool
-	if t.alg, isString = header["alg"].(string); !isString {
-		return errors.New("alg is missing or not a string")
+	if h.alg, isString = members["alg"].(string); !isString {
+		return h, errors.New("alg is missing or not a string")
 	}
-	t.typ = "JWT"
-	if typ, ok := header["typ"]; ok {
-		if t.typ, isString = typ.(string); !isString {
-			return errors.New("typ is not a string")
+	h.typ = "JWT"
+	if typ, ok := members["typ"]; ok {
+		if h.typ, isString = typ.(string); !isString {
+			return h, errors.New("typ is not a string")
 		}
 	}
-	if kid, ok := header["kid"]; ok {
-		if t.kid, t.named = kid.(string); !t.named {
-			return errors.New("kid is not a string")
+	if kid, ok := members["kid"]; ok {
+		if h.kid, h.named = kid.(string); !h.named {
+			return h, errors.New("kid is not a string")
 		}
 	}
-	return nil
+	return h, nil
 }
 
 // textOrList reads a string or an array of strings.

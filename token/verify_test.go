@@ -257,6 +257,40 @@ type rawJSON string
 
 func (r rawJSON) MarshalJSON() ([]byte, error) { return []byte(r), nil }
 
+// The header of a token that verified is not read again, and means the same; one of a
+// token that did not is not remembered.
+func TestVerifyHeaders(t *testing.T) {
+	v := NewVerifier([]*Issuer{newIssuer(t, testConfig(t))}, newCache(t), 8192)
+	made := func(header string, n int) string {
+		return sign("ES256", keysOnce().p256, header, jsonOf(with(goodClaims(), object{"jti": fmt.Sprint(n)})))
+	}
+	held := func(want int) {
+		t.Helper()
+		if n := len(v.headers.held); n != want {
+			t.Errorf("%d headers are held, want %d", n, want)
+		}
+	}
+	const good = `{"alg":"ES256","kid":"es","typ":"at+jwt"}`
+	forged := made(good, 0)
+	forged = forged[:len(forged)-8] + "AAAAAAAA"
+	check(t, v, "forged", forged, "token_signature")
+	check(t, v, "of another key", made(`{"alg":"ES256","kid":"rs"}`, 0), "token_signature")
+	check(t, v, "with crit", made(`{"alg":"ES256","kid":"es","crit":["exp"]}`, 0), "token_malformed")
+	held(0)
+	for n := range 3 {
+		check(t, v, "good", made(good, n), "accepted")
+	}
+	held(1)
+	check(t, v, "forged, with a known header", forged, "token_signature")
+	check(t, v, "logout token", made(`{"alg":"ES256","kid":"es","typ":"logout+jwt"}`, 4), "token_type")
+	held(1)
+	for n := range 2 * maxHeaders {
+		check(t, v, "each its own", made(fmt.Sprintf(`{"alg":"ES256","kid":"es","n":%d}`, n), n), "accepted")
+	}
+	held(maxHeaders)
+	check(t, v, "good after all others", made(good, 5), "accepted")
+}
+
 // The order in which a token's faults are told: the cheap and local ones first.
 func TestVerifyOrder(t *testing.T) {
 	v := NewVerifier([]*Issuer{newIssuer(t, testConfig(t))}, newCache(t), 8192)
