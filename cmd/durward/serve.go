@@ -126,7 +126,7 @@ func serve(ctx context.Context, path string, stderr io.Writer, started func(addr
 		g.run(func() { keepLastRun(life, b.config.StateDir, g.log) })
 	}
 	if os.Getenv("GOGC") == "" {
-		g.run(func() { tuneGC(life) })
+		g.run(func() { tuneGC(life, g.list) })
 	}
 	g.run(func() { g.handler.Watch(life, g.list.Changed()) })
 	g.run(func() { g.sampler.run(life, g.log) })
