@@ -56,8 +56,8 @@ type shard struct {
 // begins the next look-ups while it waits, and branches on what nobody could guess, at
 // each of which it has begun the wrong ones. Linear probing has few instructions, but
 // guesses wrong for two of five identities that are held; a Bloom filter before it helps
-// with those that are not. 16-bit tags, groups of three in one line and of six that
-// hold their times, too, were slower; groups of fifteen have more instructions.
+// with those that are not. Groups of three in one line, of six that hold their times,
+// too, and of fourteen were slower.
 //
 // An eighth of the slots stays free, so that some group is not full and a search ends.
 // Only the cutoffs hold pointers: the garbage collector does not look into millions of
