@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha1"
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +19,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -874,4 +878,90 @@ func TestBodyIsNoRequest(t *testing.T) {
 			t.Errorf("whole body: %s, close %v", a.Status, a.Close)
 		}
 	}
+}
+
+// TestManyWebSockets holds five thousand of them, each of which has echoed something,
+// and ends them all by one revocation.
+func TestManyWebSockets(t *testing.T) {
+	if testing.Short() {
+		t.Skip("opens 5,000 connections; run without -short")
+	}
+	const many, each = 5_000, 64 << 10
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if limit.Max < 2*many+500 {
+		lack(t, fmt.Sprintf("a process may have %d files open here; this needs %d (ulimit -Hn)", limit.Max, 2*many+500))
+	}
+	app := accepting(t, func(conn net.Conn) {
+		in := bufio.NewReader(conn)
+		r, err := http.ReadRequest(in)
+		if err != nil {
+			return
+		}
+		sum := sha1.Sum([]byte(r.Header.Get("Sec-Websocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+		fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(sum[:]))
+		io.Copy(onlyWriter{conn}, onlyReader{in}) // without pipes, of which each has two files
+	})
+	idp := newIssuer(t)
+	g := serving(t, guarded(idp, "routes: [{name: all, upstream: %q}]\n", "http://"+app))
+	token := idp.token(nil)
+	frame := append([]byte{0x81, 0x80 | 5, 0, 0, 0, 0}, "hello"...)
+	before := g.memory("VmRSS")
+	var sockets [many]net.Conn
+	defer func() {
+		for _, conn := range sockets {
+			if conn != nil {
+				conn.Close()
+			}
+		}
+	}()
+	inParallel(20, func(n int) {
+		for i := n; i < many; i += 20 {
+			conn, err := net.Dial("tcp", g.public[0])
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			sockets[i] = conn
+			conn.SetDeadline(time.Now().Add(2 * time.Minute))
+			fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: app.test\r\nAuthorization: Bearer %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", token)
+			in := bufio.NewReader(conn)
+			res, err := http.ReadResponse(in, nil)
+			if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
+				t.Errorf("socket %d: %v %v", i, res, err)
+				return
+			}
+			conn.Write(frame)
+			back := make([]byte, len(frame))
+			if _, err := io.ReadFull(in, back); err != nil || !bytes.Equal(back, frame) {
+				t.Errorf("socket %d: %q came back, %v", i, back, err)
+				return
+			}
+		}
+	})
+	if t.Failed() {
+		return
+	}
+	took := g.memory("VmRSS") - before
+	t.Logf("%d WebSockets take %d KiB each", many, took/many>>10)
+	if took > many*each {
+		t.Errorf("%d WebSockets took %d MiB", many, took>>20)
+	}
+	began := time.Now()
+	g.revoke(`{"sub":"alice","before":%d}`, time.Now().Unix())
+	var last atomic.Int64
+	inParallel(20, func(n int) {
+		for i := n; i < many; i += 20 {
+			end, err := io.ReadAll(sockets[i])
+			if want := "\x88\x09\x03\xf0revoked"; err != nil || string(end) != want {
+				t.Errorf("socket %d ended with %q, %v; want %q", i, end, err, want)
+				return
+			}
+			sockets[i].Close()
+			last.Store(max(last.Load(), int64(time.Since(began))))
+		}
+	})
+	t.Logf("all were ended %v after one revocation", time.Duration(last.Load()).Round(time.Millisecond))
 }
