@@ -93,13 +93,13 @@ func (c *Cache) count(hit bool) {
 // book-keeping included. A test compares it with the heap.
 func (e *entry) cost() int64 {
 	cost := int64(fixedCost)
-	for _, scope := range e.claims.Scopes {
-		cost += 16 + int64(len(scope))
+	for range e.claims.Scopes {
+		cost += 16
 	}
-	for _, known := range *e.claims.known.Load() {
+	for _, known := range e.claims.known {
 		cost += 32 + weight(known.value)
 	}
-	return cost + int64(len(e.claims.text))
+	return cost + int64(len(e.claims.text)+e.claims.beside)
 }
 
 // fixedCost is an entry, its Claims and the cache's maps.

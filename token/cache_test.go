@@ -23,6 +23,9 @@ func TestCost(t *testing.T) {
 		"small":       {"iss": testIssuer, "aud": "intranet", "sub": "alice", "jti": "x", "iat": testNow.Unix(), "exp": testNow.Unix() + 60},
 		"usual":       goodClaims(),
 		"many claims": with(goodClaims(), many),
+		"blanks":      with(goodClaims(), object{"scope": strings.Repeat(" ", 3000) + "read"}),
+		"many scopes": with(goodClaims(), object{"scope": strings.Repeat("r ", 1000)}),
+		"escapes":     with(goodClaims(), object{"sub": strings.Repeat("\n", 500), "sid": strings.Repeat("\t", 500), "jti": strings.Repeat(`"`, 500)}),
 		"many groups": with(goodClaims(), object{"groups": strings.Fields(strings.Repeat("some-group-name ", 150))}),
 	} {
 		cache, err := NewCache(1 << 30)
@@ -46,10 +49,11 @@ func TestCost(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c, refused := i.read(payload, []byte(text), "")
+			c, refused := i.read(payload, "")
 			if refused != nil {
 				t.Fatal(refused)
 			}
+			c.keep(payload, []byte(text))
 			e := &entry{claims: c, digest: [32]byte{byte(k), byte(k >> 8), 1}}
 			cost += e.cost()
 			cache.set(e, time.Hour)

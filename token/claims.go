@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"durward/decision"
@@ -33,12 +32,14 @@ type Claims struct {
 
 	ids       [Kinds]ID // by kind, from 1; the zero ID where the token lacks the claim
 	notBefore time.Time // nbf without leeway; zero if the token has none
+	hasJTI    bool      // else TokenID is a digest
 
-	// The payload's JSON, and of what it says the claims that were asked for: tens of
-	// thousands of decoded payloads would have the garbage collector walk through
-	// dozens of objects for each.
-	text  string
-	known atomic.Pointer[[]claim]
+	// What keep keeps: the payload's JSON, and of what it says the claims that are asked
+	// for. Tens of thousands of decoded payloads would have the garbage collector walk
+	// through dozens of objects for each.
+	text   string
+	known  []claim
+	beside int // bytes of the claims above that do not stand in text as they are
 }
 
 // A claim is what Claims.Value returns for a name.
@@ -76,21 +77,59 @@ func (c *Claims) Until() time.Time {
 // lacks it, else a string, json.Number, bool, []any or map[string]any, which the
 // caller must not change.
 func (c *Claims) Value(name string) any {
-	known := *c.known.Load()
-	for i := range known {
-		if known[i].name == name {
-			return known[i].value
+	for i := range c.known {
+		if c.known[i].name == name {
+			return c.known[i].value
 		}
 	}
 	payload, err := decodeObject([]byte(c.text))
 	if err != nil {
 		return nil // it was decoded before
 	}
-	value := c.Issuer.value(payload, name)
-	more := append(slices.Clip(known), claim{name, value})
-	c.known.Store(&more) // what another adds at this moment is lost, and looked up again
 	c.Issuer.ask(name)
-	return value
+	return c.Issuer.value(payload, name)
+}
+
+// keep keeps what there is to say about a token that is authentic: what it costs to do
+// so is not for whoever sends garbage to choose. text is what the payload was decoded
+// from. Nobody else has the claims yet.
+func (c *Claims) keep(payload map[string]any, text []byte) {
+	c.text = string(text)
+	// A claim mostly stands in the text as it is, unless something in it is escaped, and
+	// need not be kept twice.
+	share := func(s *string) {
+		if at := strings.Index(c.text, *s); at >= 0 {
+			*s = c.text[at : at+len(*s)]
+		} else {
+			c.beside += len(*s)
+		}
+	}
+	for _, s := range [...]*string{&c.Subject, &c.TokenID, &c.Session, &c.Client, &c.ACR} {
+		share(s)
+	}
+	for i := range c.Scopes {
+		share(&c.Scopes[i])
+	}
+	asked := *c.Issuer.asked.Load()
+	c.known = make([]claim, len(asked))
+	for n, name := range asked {
+		c.known[n] = claim{name, c.Issuer.value(payload, name)}
+	}
+}
+
+// renewed are the same claims with all that is asked for by now; c if they know it.
+func (c *Claims) renewed() *Claims {
+	if len(c.known) == len(*c.Issuer.asked.Load()) {
+		return c
+	}
+	payload, err := decodeObject([]byte(c.text))
+	if err != nil {
+		return c
+	}
+	all := *c
+	all.beside = 0
+	all.keep(payload, []byte(c.text))
+	return &all
 }
 
 // value is Claims.Value of a payload.
@@ -108,13 +147,16 @@ func (i *Issuer) value(payload map[string]any, name string) any {
 	return lookup(payload, path)
 }
 
+// maxAsked is how many names are remembered. They come from the configuration, and are
+// a handful.
+const maxAsked = 256
+
 // ask remembers that a claim is asked for, so that it is looked up in the next token
-// while that is decoded anyway. Names come from the configuration, and are few.
+// while that is decoded anyway. Names are never forgotten.
 func (i *Issuer) ask(name string) {
-	const most = 64
 	for {
 		asked := i.asked.Load()
-		if slices.Contains(*asked, name) || len(*asked) == most {
+		if slices.Contains(*asked, name) || len(*asked) == maxAsked {
 			return
 		}
 		more := append(slices.Clip(*asked), name)
@@ -170,12 +212,11 @@ func ParsePath(s string) ([]string, error) {
 
 // read makes Claims of a payload whose issuer and audience were checked. It
 // refuses what it cannot be sure about: a jti, session, subject or client of the
-// wrong type would be a token that no revocation can name. text is what the payload
-// was decoded from. signed is the signing input, which identifies a token without a
-// jti; unlike the whole token it has one spelling only, however its signature is
-// written.
-func (i *Issuer) read(payload map[string]any, text []byte, signed string) (*Claims, *Error) {
-	r := claimReader{paths: i.paths, payload: payload, source: string(text)}
+// wrong type would be a token that no revocation can name. signed is the signing
+// input, which identifies a token without a jti; unlike the whole token it has
+// one spelling only, however its signature is written. Claims.keep completes it.
+func (i *Issuer) read(payload map[string]any, signed string) (*Claims, *Error) {
+	r := claimReader{paths: i.paths, payload: payload}
 	c := &Claims{
 		Issuer:    i,
 		IssuedAt:  r.time("iat", true),
@@ -188,17 +229,7 @@ func (i *Issuer) read(payload map[string]any, text []byte, signed string) (*Clai
 		Client:    r.text("client"),
 		ACR:       r.text("acr"),
 		Scopes:    r.scopes(),
-		text:      r.source,
 	}
-	asked := *i.asked.Load()
-	known := make([]claim, len(asked))
-	for n, name := range asked {
-		known[n] = claim{name, i.value(payload, name)}
-		if s, ok := known[n].value.(string); ok {
-			known[n].value = r.shared(s)
-		}
-	}
-	c.known.Store(&known)
 	if value := lookup(payload, i.paths["jti"]); value == "" || value == nil && *i.cfg.RequireJTI {
 		r.refuse("jti is missing or empty")
 	}
@@ -215,7 +246,7 @@ func (i *Issuer) read(payload map[string]any, text []byte, signed string) (*Clai
 	if r.err != nil {
 		return nil, r.err
 	}
-	if c.TokenID == "" {
+	if c.hasJTI = c.TokenID != ""; !c.hasJTI {
 		sum := sha256.Sum256([]byte(signed))
 		c.TokenID = digestPrefix + hex.EncodeToString(sum[:])
 	}
@@ -236,17 +267,7 @@ func (i *Issuer) read(payload map[string]any, text []byte, signed string) (*Clai
 type claimReader struct {
 	paths   map[string][]string
 	payload map[string]any
-	source  string // that payload was decoded from
 	err     *Error
-}
-
-// shared is the same text as a part of the source, if it stands there, as it does
-// unless something in it is escaped. The source is kept, and so need not be kept twice.
-func (r *claimReader) shared(s string) string {
-	if at := strings.Index(r.source, s); at >= 0 {
-		return r.source[at : at+len(s)]
-	}
-	return s
 }
 
 func (r *claimReader) refuse(format string, args ...any) {
@@ -274,7 +295,7 @@ func (r *claimReader) text(name string) string {
 	if !ok {
 		r.refuse("%s is not a string", strings.Join(path, "."))
 	}
-	return r.shared(s)
+	return s
 }
 
 // scopes reads "read write" (RFC 8693 section 4.2) as well as ["read", "write"].
@@ -282,7 +303,7 @@ func (r *claimReader) scopes() []string {
 	path := r.paths["scopes"]
 	switch v := lookup(r.payload, path).(type) {
 	case string:
-		return slices.DeleteFunc(strings.Split(r.shared(v), " "), func(s string) bool { return s == "" })
+		return strings.FieldsFunc(v, func(c rune) bool { return c == ' ' })
 	case []any:
 		scopes, err := textOrList(v)
 		if err != nil {

@@ -1,7 +1,9 @@
 package token
 
 import (
+	"crypto/sha256"
 	"reflect"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -61,11 +63,11 @@ func TestScopes(t *testing.T) {
 func TestValue(t *testing.T) {
 	i := newIssuer(t, testConfig(t))
 	want := map[string]any{
-		"sub": "alice", "scopes": "orders:read orders:write", "groups": []any{"ops", "sre"}, "realm_access.roles": []any{"ops", "sre"},
+		"sub": "al\nice", "scopes": "orders:read orders:write", "groups": []any{"ops", "sre"}, "realm_access.roles": []any{"ops", "sre"},
 		"jti": "hypothetical", "missing": nil, "realm_access.missing": nil, "sub.inner": nil, "": nil, ".": nil,
 	}
 	suppose := func() *Claims {
-		c, err := i.Suppose(object{"sub": "alice", "scope": "orders:read orders:write", "realm_access": object{"roles": []string{"ops", "sre"}}}, testNow)
+		c, err := i.Suppose(object{"sub": "al\nice", "scope": "orders:read orders:write", "realm_access": object{"roles": []string{"ops", "sre"}}}, testNow)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +75,7 @@ func TestValue(t *testing.T) {
 	}
 	for token := range 2 {
 		c := suppose()
-		if known := len(*c.known.Load()); known != token*len(want) {
+		if known := len(c.known); known != token*len(want) {
 			t.Errorf("token %d: %d claims are known before they are asked for", token, known)
 		}
 		for range 2 {
@@ -87,17 +89,63 @@ func TestValue(t *testing.T) {
 			}
 			asking.Wait()
 		}
+		if c.Subject != "al\nice" || c.beside != len(c.Subject) || !slices.Equal(c.Scopes, []string{"orders:read", "orders:write"}) {
+			t.Errorf("token %d: subject %q, %d bytes beside the text, scopes %q", token, c.Subject, c.beside, c.Scopes)
+		}
 	}
-	for n := range 100 {
+	for n := range 2 * maxAsked {
 		name := strconv.Itoa(n)
 		if got := suppose().Value(name); got != nil {
 			t.Errorf("%s: got %v", name, got)
 		}
 	}
-	if asked := len(*i.asked.Load()); asked != 64 {
-		t.Errorf("%d names are remembered, want 64", asked)
+	if asked := len(*i.asked.Load()); asked != maxAsked {
+		t.Errorf("%d names are remembered, want %d", asked, maxAsked)
 	}
-	if got := suppose().Value("sub"); got != "alice" {
+	if got := suppose().Value("realm_access"); !reflect.DeepEqual(got, map[string]any{"roles": []any{"ops", "sre"}}) {
 		t.Errorf("beyond what is remembered: got %v", got)
+	}
+}
+
+// A token that is remembered learns at its next use what was asked for meanwhile, and
+// is remembered as that much larger.
+func TestValueRemembered(t *testing.T) {
+	v := NewVerifier([]*Issuer{newIssuer(t, testConfig(t))}, newCache(t), 8192)
+	raw := es256(goodClaims())
+	verify := func() *Claims {
+		t.Helper()
+		c, refused := v.Verify(t.Context(), raw, nil, testNow, nil)
+		if refused != nil {
+			t.Fatal(refused)
+		}
+		v.cache.entries.Wait()
+		return c
+	}
+	cost := func() int64 {
+		t.Helper()
+		digest := sha256.Sum256([]byte(raw))
+		e := v.cache.get(&digest)
+		if e == nil {
+			t.Fatal("the token is not remembered")
+		}
+		return e.cost()
+	}
+	first := verify()
+	before := cost()
+	if verify() != first {
+		t.Error("other claims, and nothing was asked for")
+	}
+	for _, name := range []string{"groups", "email"} {
+		first.Value(name)
+	}
+	second := verify()
+	if len(first.known) != 0 || len(second.known) != 2 || !reflect.DeepEqual(second.Value("groups"), []any{"ops", "sre"}) || second.ids != first.ids || second.Subject != "alice" {
+		t.Errorf("first %+v, second %+v", first, second)
+	}
+	if after := cost(); after <= before {
+		t.Errorf("remembered as %d bytes, before that as %d", after, before)
+	}
+	if verify() != second {
+		t.Error("other claims, and nothing new was asked for")
 	}
 }

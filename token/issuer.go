@@ -340,10 +340,11 @@ func (i *Issuer) Suppose(claims map[string]any, now time.Time) (*Claims, error) 
 			return nil, fmt.Errorf("claims: %w", err)
 		}
 	}
-	c, refused := i.read(payload, text, "")
+	c, refused := i.read(payload, "")
 	if refused != nil {
 		return nil, fmt.Errorf("claims: %s", refused.Detail)
 	}
+	c.keep(payload, text)
 	return c, nil
 }
 

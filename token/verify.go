@@ -111,7 +111,7 @@ func (v *Verifier) Verify(ctx context.Context, raw string, accept []string, now 
 	if refused != nil {
 		return refuse(trace, refused)
 	}
-	c, refused := issuer.read(t.payload, t.text, t.signed)
+	c, refused := issuer.read(t.payload, t.signed)
 	if refused != nil {
 		return refuse(trace, refused)
 	}
@@ -129,6 +129,7 @@ func (v *Verifier) Verify(ctx context.Context, raw string, accept []string, now 
 		if _, refused := v.authenticate(ctx, t, issuer, now, trace); refused != nil {
 			return refuse(trace, refused)
 		}
+		c.keep(t.payload, t.text)
 		return c, nil
 	}
 	if refused := v.first(ctx, &digest, t, c, now); refused != nil {
@@ -155,11 +156,15 @@ func (v *Verifier) first(ctx context.Context, digest *[sha256.Size]byte, t *pars
 				return outcome{refused, ctx.Err() != nil}, nil
 			}
 			v.headers.add(t)
+			c.keep(t.payload, t.text)
 			c.Issuer.census.count(c, now)
 			v.cache.set(&entry{*digest, c, keys.generation}, c.Until().Sub(now))
 			return outcome{}, nil
 		})
 		o := done.(outcome)
+		if o.refused == nil && c.text == "" { // another request's claims are in the cache
+			c.keep(t.payload, t.text)
+		}
 		if !o.left || ctx.Err() != nil {
 			return o.refused
 		}
@@ -208,7 +213,11 @@ func (v *Verifier) recall(digest *[sha256.Size]byte, now time.Time) *Claims {
 	if keys == nil || keys.generation != e.generation {
 		return nil
 	}
-	return e.claims
+	c := e.claims.renewed()
+	if c != e.claims {
+		v.cache.set(&entry{*digest, c, e.generation}, c.Until().Sub(now))
+	}
+	return c
 }
 
 // recheck repeats what depends on the route and the time.
