@@ -133,8 +133,9 @@ const (
 	tops = ones << 7
 )
 
-// tagged is the tag that a hash names, in each slot's byte.
-func tagged(hash uint64) uint64 { return max(hash%256, 1) * ones }
+// tagged is the tag that a hash names, in each slot's byte. It is not 1, as a free slot
+// then is no byte that zeros might take for one more of them.
+func tagged(hash uint64) uint64 { return max(hash%256, 2) * ones }
 
 // zeros is the top bits of those bytes that are zero, and perhaps of others above the
 // lowest of them.

@@ -213,6 +213,25 @@ func TestTableFull(t *testing.T) {
 	}
 }
 
+// A free slot is never looked into, whatever stands beside it: one that is being stored
+// must not be read. The identity of zeros would show it.
+func TestSetFreeSlots(t *testing.T) {
+	for tag := range uint64(256) {
+		s := &newList(math.MaxInt).denials[token.KindToken]
+		table := newTable(1, false)
+		table.insert(tag, identity(1), 1, nil)
+		for other := range uint64(256) {
+			if _, ok := table.find(other, token.ID{}); ok {
+				t.Fatalf("tag %d: a free slot is found by tag %d", tag, other)
+			}
+		}
+		s.shards[0].table.Store(table)
+		if hash := s.hash(token.ID{}); s.index(hash) == 0 && s.has(token.ID{}) {
+			t.Fatalf("tag %d: a free slot is taken for what is asked for", tag)
+		}
+	}
+}
+
 // 64 goroutines add, look up, raise, sweep and rebuild at once. What deny returned
 // for is found, and nothing else is. DURWARD_STRESS is how many look-ups to make.
 func TestSetUnderStress(t *testing.T) {
