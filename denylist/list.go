@@ -386,6 +386,7 @@ type Stats struct {
 	Total   int
 	Max     int   // entries that fit
 	Bytes   int64 // the memory they take
+	Flat    int64 // of these, what holds no pointers
 }
 
 // Stats says how much is held.
@@ -394,6 +395,7 @@ func (l *List) Stats() Stats {
 	for kind := range st.Entries {
 		denials, cutoffs := &l.denials[kind], &l.cutoffs[kind]
 		st.Entries[kind] = int(denials.held.Load() + cutoffs.held.Load())
+		st.Flat += denials.bytes.Load()
 		st.Bytes += denials.bytes.Load() + cutoffs.bytes.Load()
 	}
 	return st
