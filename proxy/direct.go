@@ -176,41 +176,62 @@ func (d *direct) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !simple(req) || req.Close || req.Header["Connection"] != nil {
 		return d.standard.RoundTrip(req)
 	}
-	res, _, err := d.exchange(req, func(code int, header textproto.MIMEHeader) error {
+	a := &answer{direct: d}
+	a.stop = context.AfterFunc(req.Context(), a.cancel)
+	res, err := d.exchange(req, a, func(code int, header textproto.MIMEHeader) error {
 		if trace := httptrace.ContextClientTrace(req.Context()); trace != nil && trace.Got1xxResponse != nil {
 			return trace.Got1xxResponse(code, header)
 		}
 		return nil
 	})
+	if err != nil {
+		a.stop()
+	}
 	return res, err
 }
 
-// exchange asks for a request that is simple. hint is given informational responses;
+// exchange asks for a request that is simple. What can end it from elsewhere is
+// a.cancel alone, not the request's context. hint is given informational responses;
 // its error ends the request.
-func (d *direct) exchange(req *http.Request, hint func(int, textproto.MIMEHeader) error) (*http.Response, *answer, error) {
-	ctx := req.Context()
+func (d *direct) exchange(req *http.Request, a *answer, hint func(int, textproto.MIMEHeader) error) (*http.Response, error) {
 	w := d.take()
 	used := w != nil
 	for {
 		if w == nil {
-			conn, err := d.dial(ctx)
-			if err != nil {
-				return nil, nil, err
-			}
-			if w, err = newWire(conn); err != nil {
-				conn.Close()
-				return nil, nil, err
+			var err error
+			if w, err = a.connect(req.Context()); err != nil {
+				return nil, err
 			}
 		}
-		res, a, err := d.ask(ctx, w, req, hint)
+		res, err := d.ask(w, req, a, hint)
 		// An upstream may close an unused connection at any time (RFC 9112 section 9.5),
 		// also while a request is on its way, which it then has not looked at. All that
 		// is asked here may be asked again.
-		if err == nil || !used || w.heard || ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
-			return res, a, err
+		if err == nil || !used || w.heard || a.gone.Load() || errors.Is(err, os.ErrDeadlineExceeded) {
+			return res, err
 		}
 		w, used = nil, false
 	}
+}
+
+// connect is a new connection.
+func (a *answer) connect(ctx context.Context) (*wire, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a.dialing.Store(&cancel)
+	defer a.dialing.Store(nil)
+	if a.gone.Load() {
+		return nil, context.Canceled
+	}
+	conn, err := a.direct.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w, err := newWire(conn)
+	if err != nil {
+		conn.Close()
+	}
+	return w, err
 }
 
 // simple is whether nothing but an answer comes of the request.
@@ -221,43 +242,43 @@ func simple(req *http.Request) bool {
 
 // ask sends the request and reads the header of its answer. After an error the
 // connection is closed.
-func (d *direct) ask(ctx context.Context, w *wire, req *http.Request, hint func(int, textproto.MIMEHeader) error) (res *http.Response, a *answer, err error) {
-	// Whoever ends the request closes the connection: there is no other way to end a
-	// read or write in progress for good.
-	stop := context.AfterFunc(ctx, func() { w.Conn.Close() })
+func (d *direct) ask(w *wire, req *http.Request, a *answer, hint func(int, textproto.MIMEHeader) error) (res *http.Response, err error) {
+	a.wire.Store(w)
 	defer func() {
 		if err != nil {
-			stop()
-			w.Conn.Close()
+			a.release(false)
 			switch {
-			case ctx.Err() != nil:
-				err = ctx.Err()
+			case a.gone.Load():
+				err = context.Canceled
 			case errors.Is(err, os.ErrDeadlineExceeded):
 				err = fmt.Errorf("no answer within %s: %w", d.patience, err)
 			}
 		}
 	}()
+	if a.gone.Load() { // before there was anything to close
+		return nil, context.Canceled
+	}
 	w.heard, w.left = false, maxHeader
 	w.Conn.SetDeadline(time.Now().Add(d.patience))
 	if w.out, err = appendHead(w.out[:0], req); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	w.sent = -1
 	for {
 		if res, err = http.ReadResponse(w.r, req); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if res.StatusCode >= 200 {
 			break
 		}
 		if res.StatusCode < 100 {
-			return nil, nil, errStatus
+			return nil, errStatus
 		}
 		if res.StatusCode == http.StatusSwitchingProtocols {
-			return nil, nil, errSwitch
+			return nil, errSwitch
 		}
 		if err = hint(res.StatusCode, textproto.MIMEHeader(res.Header)); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	w.Conn.SetDeadline(time.Time{})
@@ -265,33 +286,45 @@ func (d *direct) ask(ctx context.Context, w *wire, req *http.Request, hint func(
 	// A body that comes behind an answer which announces one and has none would be
 	// taken for the next answer, if it is late.
 	announced := res.Header["Content-Length"] != nil && res.Header.Get("Content-Length") != "0" || res.TransferEncoding != nil
-	a = &answer{from: res.Body, ctx: ctx, stop: stop, direct: d, keep: !res.Close && !(res.Body == http.NoBody && announced)}
-	a.wire.Store(w)
+	a.from, a.keep = res.Body, !res.Close && !(res.Body == http.NoBody && announced)
 	if res.Body == http.NoBody {
 		a.end(true)
 	} else {
 		res.Body = a
 	}
-	return res, a, nil
+	return res, nil
 }
 
-// An answer is the body of a response. At its end the connection is free for
-// another request.
+// An answer is one that an upstream is asked for, and then the body of the response.
+// At its end the connection is free for another request.
 type answer struct {
-	from   io.Reader
-	ctx    context.Context // of the request, to tell why reading failed
-	stop   func() bool     // false: the request was ended from elsewhere
 	direct *direct
-	wire   atomic.Pointer[wire] // nil once it was given back
-	keep   bool                 // the upstream does not close the connection
+	stop   func() bool // told of the end; may be nil
+
+	gone    atomic.Bool // nobody wants it any more
+	dialing atomic.Pointer[context.CancelFunc]
+	wire    atomic.Pointer[wire] // while it is this answer's: who takes it out closes it or gives it back
+
+	from io.Reader
+	keep bool // the upstream does not close the connection
+}
+
+// cancel ends it from elsewhere, at any time. There is no other way to end a read or
+// write in progress for good than to close the connection.
+func (a *answer) cancel() {
+	a.gone.Store(true)
+	if cancel := a.dialing.Load(); cancel != nil {
+		(*cancel)()
+	}
+	a.release(false)
 }
 
 func (a *answer) Read(p []byte) (int, error) {
 	n, err := a.from.Read(p)
 	if err != nil {
 		a.end(err == io.EOF)
-		if err != io.EOF && a.ctx.Err() != nil {
-			err = a.ctx.Err()
+		if err != io.EOF && a.gone.Load() {
+			err = context.Canceled
 		}
 	}
 	return n, err
@@ -311,15 +344,21 @@ func (a *answer) Close() error {
 }
 
 func (a *answer) end(whole bool) {
-	w := a.wire.Swap(nil)
-	if w == nil {
-		return
+	if a.stop != nil {
+		a.stop()
 	}
-	if a.stop() && whole && a.keep && w.r.Buffered() == 0 {
+	a.release(whole)
+}
+
+// release gives the connection up, or back if it is free for another request.
+func (a *answer) release(whole bool) {
+	switch w := a.wire.Swap(nil); {
+	case w == nil:
+	case whole && a.keep && w.r.Buffered() == 0:
 		a.direct.put(w)
-		return
+	default:
+		w.Conn.Close()
 	}
-	w.Conn.Close()
 }
 
 // take is the connection that was used last, nil if there is none.

@@ -43,11 +43,12 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 			return
 		}
 	}
-	upload := &body{from: r.Body, writer: rw, left: -1}
-	if p.route.MaxBody > 0 {
-		upload.left = p.route.MaxBody
-	}
+	var upload *body
 	if r.Body != nil && r.Body != http.NoBody {
+		upload = &body{from: r.Body, writer: rw, left: -1, patience: rt.Upstream.patience}
+		if p.route.MaxBody > 0 {
+			upload.left = p.route.MaxBody
+		}
 		if r.ProtoMajor == 1 {
 			// Without it the server discards what the upstream has not read yet as
 			// soon as the response begins.
@@ -56,19 +57,31 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		rw.upload = upload
 		defer upload.end()
 	}
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	rw.cancel = cancel
-	upload.patience, upload.giveUp = rt.Upstream.patience, cancel
-	var st *stream
-	done := func() {}
-	if p.claims != nil {
-		if !rw.http2 {
-			rw.wire, _ = r.Context().Value(wireKey{}).(net.Conn)
+	// A relayed request is ended by its answer, and needs no context of its own.
+	ctx := r.Context()
+	watched := rw.wire != nil && !rw.http2 && rw.wire.quiet
+	var a *answer
+	if d, ok := rt.Upstream.transport.(*direct); ok && isPlain(r) {
+		a = &answer{direct: d}
+		rw.cancel = a.cancel
+		if !watched {
+			defer context.AfterFunc(ctx, rw.cancel)()
 		}
+	} else {
+		ctx, rw.cancel = context.WithCancel(ctx)
+		defer rw.cancel()
+	}
+	if watched {
+		defer rw.wire.watch(rw.cancel).stop()
+	}
+	if upload != nil {
+		upload.giveUp = rw.cancel
+	}
+	var st *stream
+	if p.claims != nil {
 		st = &stream{claims: p.claims, began: rec.Time, until: p.claims.Until(), writer: rw}
-		done = h.live.add(s, &h.current, st)
-		defer done()
+		h.live.add(s, &h.current, st)
+		defer st.leave()
 	}
 	sent := time.Now()
 	isStream := false
@@ -100,7 +113,7 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 	}
 	failed := func(err error) {
 		rec.Waited = time.Since(sent)
-		reason, detail := classify(err, ctx, upload)
+		reason, detail := classify(err, ctx.Err() != nil || a != nil && a.gone.Load(), upload)
 		if rw.hints > maxHints {
 			reason, detail = decision.UpstreamUnreachable, "the upstream sent informational responses without end"
 		}
@@ -125,12 +138,13 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		}
 	}()
 	out := r.WithContext(ctx)
-	if d, ok := rt.Upstream.transport.(*direct); ok && isPlain(r) {
-		out.Header, out.Body = endToEnd(r.Header), nil
+	if a != nil {
+		out.Header, out.Body = make(http.Header, len(r.Header)+added), nil
+		endToEnd(out.Header, r.Header)
 		s.address(out, rt.Upstream, p)
 		s.cleanse(out, p)
 		s.introduce(out, rt, p, rec, assertion)
-		h.relay(d, rw, out, received, failed)
+		h.relay(a, rw, out, received, failed)
 	} else {
 		var rp httputil.ReverseProxy
 		rp = httputil.ReverseProxy{
@@ -144,7 +158,7 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 				// Here and not in r: the server must find its own body in its own request,
 				// or it resets the connection of a client that still sends instead of
 				// closing it gently.
-				if pr.Out.Body != nil {
+				if upload != nil && pr.Out.Body != nil {
 					pr.Out.Body = upload
 					// An upstream that does not expect a body leaves it unread, and takes it for
 					// the next request on the connection: one that nobody judged. So let there be
@@ -167,7 +181,7 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		}
 		rp.ServeHTTP(rw, out)
 	}
-	done() // from here on nothing is cut any more: what comes next on the connection is another request
+	st.leave() // from here on nothing is cut any more: what comes next on the connection is another request
 	switch {
 	case rec.Reason == decision.ClientGone && rw.status == 0:
 		panic(http.ErrAbortHandler) // returning would tell whoever is still there 200
@@ -209,7 +223,9 @@ func oneLength(res *http.Response) error {
 	if err != nil || len(values) > 1 {
 		return errLength
 	}
-	res.Header["Content-Length"] = []string{strconv.FormatUint(n, 10)}
+	if text := values[0]; text[0] == '0' && len(text) > 1 {
+		res.Header["Content-Length"] = []string{strconv.FormatUint(n, 10)}
+	}
 	return nil
 }
 
@@ -255,15 +271,19 @@ func (s *Snapshot) cleanse(out *http.Request, p *Passage) {
 	out.Trailer = nil
 }
 
+// added is how many fields introduce sets, as a rule.
+const added = 8
+
 // introduce says who is asking, and for whom the gateway speaks.
 func (s *Snapshot) introduce(out *http.Request, rt *Route, p *Passage, rec *decision.Record, assertion string) {
 	h := out.Header
-	if chain := p.peer.forwardedFor(); chain != "" {
-		h["X-Forwarded-For"] = []string{chain}
+	values := []string{p.peer.forwardedFor(), p.host.String(), p.peer.proto(), rec.ID} // one array for four headers
+	if values[0] != "" {
+		h["X-Forwarded-For"] = values[0:1:1]
 	}
-	h["X-Forwarded-Host"] = []string{p.host.String()}
-	h["X-Forwarded-Proto"] = []string{p.peer.proto()}
-	h["X-Request-Id"] = []string{rec.ID}
+	h["X-Forwarded-Host"] = values[1:2:2]
+	h["X-Forwarded-Proto"] = values[2:3:3]
+	h["X-Request-Id"] = values[3:4:4]
 	passTrace(h, rec)
 	if p.claims == nil {
 		return
@@ -367,7 +387,7 @@ func streams(res *http.Response) bool {
 }
 
 // classify says why forwarding failed.
-func classify(err error, ctx context.Context, upload *body) (decision.Reason, string) {
+func classify(err error, gone bool, upload *body) (decision.Reason, string) {
 	var timeout net.Error
 	tooLarge, failed, stalled, broken := upload.fault()
 	switch {
@@ -379,7 +399,7 @@ func classify(err error, ctx context.Context, upload *body) (decision.Reason, st
 		return decision.TooLarge, errTooLarge.Error()
 	case failed:
 		return decision.ClientGone, fmt.Sprintf("the client did not deliver its body: %v", err)
-	case ctx.Err() != nil:
+	case gone:
 		return decision.ClientGone, "the client went away before the upstream answered"
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return decision.UpstreamTimeout, quoteless(err)

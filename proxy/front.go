@@ -72,6 +72,8 @@ func (f *Front) ConnState(conn net.Conn, state http.ConnState) {
 	}
 	switch {
 	case !ok: // of another listener
+	case state == http.StateActive: // it has read a header, and begins to watch the connection
+		c.quiet = c.bare && c.at == undecided
 	case state == http.StateIdle:
 		c.resume()
 	case state == http.StateHijacked:
@@ -105,6 +107,9 @@ type strict struct {
 	under *tls.ConnectionState // the TLS below HTTP/2
 	pace  *pace                // of HTTP/2
 
+	quiet   bool   // net/http is not let read: a bare request is being answered
+	watcher *watch // who reads meanwhile; nil until there was a request to watch
+
 	// What was read ahead: buf[:pass] may pass, the rest is not complete, and its
 	// first seen bytes are judged. Most requests need no buffer: they are judged
 	// where net/http reads them to.
@@ -123,6 +128,8 @@ type strict struct {
 	size    int
 	fields  int
 	chunked bool
+	upgrade bool  // it asks for another protocol
+	bare    bool  // it has no body either: nothing but an answer comes of it
 	length  int64 // Content-Length; -1: none
 	left    int64 // of the body or chunk
 }
@@ -140,6 +147,9 @@ func (c *strict) CloseWrite() error {
 }
 
 func (c *strict) Read(p []byte) (int, error) {
+	if c.quiet && len(p) == 1 {
+		return 0, nil // so little reads who waits for the client to go: net/http
+	}
 	n, err := c.read(p)
 	if c.pace != nil {
 		if wait := c.pace.received(p[:n]); wait > 0 {
@@ -148,6 +158,15 @@ func (c *strict) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// SetReadDeadline does nothing while net/http is not let read. It sets another deadline
+// before it reads on.
+func (c *strict) SetReadDeadline(t time.Time) error {
+	if c.quiet {
+		return nil
+	}
+	return c.Conn.SetReadDeadline(t)
 }
 
 func (c *strict) Write(p []byte) (int, error) {
@@ -229,6 +248,7 @@ func (c *strict) room() []byte {
 
 // resume says that the server has answered and expects another request.
 func (c *strict) resume() {
+	c.quiet = false
 	switch {
 	case c.at == undecided:
 		c.at, c.seen = inRequestLine, 0
@@ -240,6 +260,7 @@ func (c *strict) resume() {
 
 // release says that the connection speaks another protocol from now on.
 func (c *strict) release() {
+	c.quiet = false
 	c.at, c.pass = beyond, len(c.buf)
 }
 
@@ -420,7 +441,7 @@ func (c *strict) endRequestLine() (why string) {
 	}
 	limits := c.front.Limits()
 	c.most.bytes, c.most.fields = 2*limits.HeaderBytes, 2*limits.HeaderFields
-	c.size, c.fields, c.chunked, c.length, c.blank = 0, 0, false, -1, false
+	c.size, c.fields, c.chunked, c.upgrade, c.bare, c.length, c.blank = 0, 0, false, false, false, -1, false
 	c.at, c.tail = inFields, line
 	if !c.later && string(line[:]) == "HTTP/2.0\r\n" {
 		c.at = inPreface
@@ -444,6 +465,8 @@ func (c *strict) field(line []byte) (why string) {
 		return "a blank stands behind the name of a header field"
 	}
 	switch colon { // most names end here
+	case len("Upgrade"):
+		c.upgrade = c.upgrade || named(line[:colon], "upgrade")
 	case len("Content-Length"):
 		if !named(line[:colon], "content-length") || c.at == inTrailers {
 			return ""
@@ -489,14 +512,14 @@ func (c *strict) endFields() (why string) {
 		c.at, c.left = inBody, c.length
 	default:
 		c.next()
+		c.bare = !c.upgrade
 	}
 	return ""
 }
 
 // next is behind the end of a request. What comes now is held until that is
-// answered: it may be of another protocol, and net/http, which watches the connection
-// meanwhile, looks no further than the next byte, behind which it would not see that
-// the client has gone.
+// answered: it may be of another protocol, and whoever watches the connection meanwhile
+// (see watch) is to see that the client has gone, also behind it.
 func (c *strict) next() {
 	c.later, c.tail, c.at = true, [10]byte{}, undecided
 }

@@ -299,6 +299,36 @@ func TestFrontHolds(t *testing.T) {
 	}
 }
 
+// TestFrontByteByByte: whoever reads single bytes gets all of them, as net/http does at
+// the end of what it reads of a header. Only when it has read that, it is kept from
+// reading on, until it has answered.
+func TestFrontByteByByte(t *testing.T) {
+	const first, second = "GET /1 HTTP/1.1\r\nHost: a.test\r\n\r\n", "GET /2 HTTP/1.1\r\nHost: a.test\r\nX-Long: 123456789\r\n\r\n"
+	conn := &strict{Conn: &tape{rest: []byte(first + second), size: 1 << 10}, front: testFront()}
+	var b [1]byte
+	for _, request := range []string{first, second} {
+		var got []byte
+		for len(got) < len(request) {
+			n, err := conn.Read(b[:])
+			if n != 1 || err != nil {
+				t.Fatalf("behind %q: %d bytes, %v", got, n, err)
+			}
+			got = append(got, b[0])
+		}
+		if string(got) != request {
+			t.Fatalf("got %q, want %q", got, request)
+		}
+		conn.front.ConnState(conn, http.StateActive)
+		if n, err := conn.Read(b[:]); n != 0 || err != nil {
+			t.Errorf("while it is answered: %d bytes, %v", n, err)
+		}
+		conn.front.ConnState(conn, http.StateIdle)
+	}
+	if n, err := conn.Read(b[:]); n != 0 || err != io.EOF {
+		t.Errorf("at the end: %d bytes, %v", n, err)
+	}
+}
+
 // BenchmarkFront reads pipelined requests such as browsers send through a
 // connection with and without the front.
 func BenchmarkFront(b *testing.B) {
@@ -344,6 +374,7 @@ func BenchmarkJudge(b *testing.B) {
 		if pass, _ := c.judge(request); pass != len(request) {
 			b.Fatal(pass)
 		}
+		c.resume()
 	}
 }
 

@@ -82,8 +82,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		empty: r.ContentLength == 0,
 		// net/http drops Transfer-Encoding from HTTP/1.0 and would take the body for the next request.
 		final: r.ProtoMajor == 1 && r.ProtoMinor == 0}
-	if c, ok := r.Context().Value(wireKey{}).(*strict); ok && rw.http2 {
-		r.TLS = c.under // net/http was not told
+	rw.wire, _ = r.Context().Value(wireKey{}).(*strict)
+	if rw.wire != nil && rw.http2 {
+		r.TLS = rw.wire.under // net/http was not told
 	}
 	h.inflight.Add(1)
 	defer h.finish(s, rw, r, rec)
@@ -118,6 +119,7 @@ func (h *Handler) finish(s *Snapshot, rw *writer, r *http.Request, rec *decision
 		h.Log.Error("a bug: the request was refused", "id", rec.ID, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 		rec.Refuse(decision.Internal, fmt.Sprint(v))
 		if rw.status == 0 {
+			clear(rw.Header())
 			s.refuse(rw, r, rec, &Passage{})
 			v = nil
 		} else {

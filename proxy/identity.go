@@ -141,9 +141,10 @@ func (id *Identity) names() []string {
 
 // set writes the headers. Each is absent where the claim is missing or empty.
 func (id *Identity) set(h http.Header, c *token.Claims) {
-	for _, ih := range id.headers {
-		if value := id.value(c.Value(ih.claim), ih.separator); value != "" {
-			h[ih.name] = []string{value}
+	values := make([]string, len(id.headers)) // one array for all
+	for i, ih := range id.headers {
+		if values[i] = id.value(c.Value(ih.claim), ih.separator); values[i] != "" {
+			h[ih.name] = values[i : i+1 : i+1]
 		}
 	}
 }

@@ -100,6 +100,7 @@ type part struct {
 // A stream is one request in progress.
 type stream struct {
 	claims *token.Claims
+	part   *part // that has it
 	began  time.Time
 	until  time.Time // when its token is no longer accepted
 	doomed time.Time // when it was first seen revoked; guarded by the part's mu
@@ -115,11 +116,12 @@ func (st *stream) cut() Cause {
 	return Cause(st.cause.Load())
 }
 
-// add registers a request until the returned function is called. Whoever was
-// revoked between the decision and now is found here: the watcher looked too early.
-// So is whose issuer is not in current any more.
-func (l *live) add(s *Snapshot, current *atomic.Pointer[Snapshot], st *stream) (done func()) {
+// add registers a request until it leaves. Whoever was revoked between the decision and
+// now is found here: the watcher looked too early. So is whose issuer is not in current
+// any more.
+func (l *live) add(s *Snapshot, current *atomic.Pointer[Snapshot], st *stream) {
 	p := &l.parts[l.turn.Add(1)%uint32(len(l.parts))]
+	st.part = p
 	p.mu.Lock()
 	if p.open == nil {
 		p.open = map[*stream]struct{}{}
@@ -134,11 +136,17 @@ func (l *live) add(s *Snapshot, current *atomic.Pointer[Snapshot], st *stream) (
 		l.cut(st, CutIssuer)
 	}
 	p.mu.Unlock()
-	return func() {
-		p.mu.Lock()
-		delete(p.open, st)
-		p.mu.Unlock()
+}
+
+// leave is called when the request is over. Nothing cuts it any more.
+func (st *stream) leave() {
+	if st == nil || st.part == nil {
+		return
 	}
+	st.part.mu.Lock()
+	delete(st.part.open, st)
+	st.part.mu.Unlock()
+	st.part = nil
 }
 
 // scan cuts what may not go on. With a nil list it asks only what time has changed.
@@ -357,6 +365,9 @@ type wireKey struct{}
 // came by. Without it the client of an answer that was cut still receives what waits
 // in the connection.
 func ConnContext(ctx context.Context, conn net.Conn) context.Context {
+	if c, ok := conn.(*secured); ok {
+		conn = &c.strict
+	}
 	return context.WithValue(ctx, wireKey{}, conn)
 }
 

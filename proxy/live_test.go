@@ -27,8 +27,8 @@ func running(tb testing.TB, h *Handler, issuer *token.Issuer, claims map[string]
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &writer{control: http.NewResponseController(httptest.NewRecorder()), cancel: cancel}
 	st := &stream{claims: c, began: time.Now(), until: c.Until(), writer: w}
-	done := h.live.add(h.Current(), &h.current, st)
-	tb.Cleanup(func() { done(); cancel() })
+	h.live.add(h.Current(), &h.current, st)
+	tb.Cleanup(func() { st.leave(); cancel() })
 	return st, ctx
 }
 
@@ -55,7 +55,8 @@ func TestIssuerRemoved(t *testing.T) {
 	h.current.Store(with)
 	late := &stream{claims: st.claims, began: time.Now(), until: st.until, writer: st.writer}
 	h.current.Store(without)
-	defer h.live.add(with, &h.current, late)()
+	h.live.add(with, &h.current, late)
+	defer late.leave()
 	if late.cut() != CutIssuer {
 		t.Errorf("registered too late: cut %q", late.cut())
 	}

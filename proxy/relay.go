@@ -12,8 +12,8 @@ import (
 // only others need: a second copy of the header, a goroutine that flushes, a trace.
 // That is a fifth of what a request costs. What of an answer is passed on, and how an
 // answer ends that breaks off, are the same; the tests of forwarding ask both.
-func (h *Handler) relay(d *direct, rw *writer, out *http.Request, received func(*http.Response) error, failed func(error)) {
-	res, a, err := d.exchange(out, func(code int, header textproto.MIMEHeader) error {
+func (h *Handler) relay(a *answer, rw *writer, out *http.Request, received func(*http.Response) error, failed func(error)) {
+	res, err := a.direct.exchange(out, a, func(code int, header textproto.MIMEHeader) error {
 		maps.Copy(rw.Header(), header)
 		rw.WriteHeader(code)
 		clear(rw.Header())
@@ -24,15 +24,17 @@ func (h *Handler) relay(d *direct, rw *writer, out *http.Request, received func(
 		return
 	}
 	defer res.Body.Close()
-	dropHopByHop(res.Header)
+	header := rw.Header()
+	endToEnd(header, res.Header)
+	res.Header = header
 	if err := received(res); err != nil {
+		clear(header)
 		failed(err)
 		return
 	}
-	maps.Copy(rw.Header(), res.Header)
 	announced := len(res.Trailer)
 	for name := range res.Trailer {
-		rw.Header().Add("Trailer", name)
+		header.Add("Trailer", name)
 	}
 	rw.WriteHeader(res.StatusCode)
 	if res.ContentLength != 0 && a.awaited() {
@@ -47,7 +49,7 @@ func (h *Handler) relay(d *direct, rw *writer, out *http.Request, received func(
 		if len(res.Trailer) != announced {
 			name = http.TrailerPrefix + name
 		}
-		rw.Header()[name] = values
+		header[name] = values
 	}
 }
 
@@ -80,27 +82,22 @@ func isPlain(r *http.Request) bool {
 	return simple(r) && r.Header["Te"] == nil && r.Header["Trailer"] == nil
 }
 
-// endToEnd is a header without what is for the next recipient alone (RFC 9110 section
-// 7.6.1). The values are shared.
-func endToEnd(h http.Header) http.Header {
-	const added = 8 // what introduce sets, as a rule
-	all := make(http.Header, len(h)+added)
-	maps.Copy(all, h)
-	dropHopByHop(all)
-	return all
-}
-
-// dropHopByHop deletes the fields that Connection names and those that are hop by hop
-// by definition.
-func dropHopByHop(h http.Header) {
+// endToEnd puts into a header what another has, without what is for the next recipient
+// alone: the fields that Connection names, and those that are hop by hop by definition
+// (RFC 9110 section 7.6.1). The values are shared.
+func endToEnd(into, h http.Header) {
+	for name, values := range h {
+		switch name {
+		case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+		default:
+			into[name] = values
+		}
+	}
 	for _, field := range h["Connection"] {
 		for name := range strings.SplitSeq(field, ",") {
 			if name = textproto.TrimString(name); name != "" {
-				h.Del(name)
+				into.Del(name)
 			}
 		}
-	}
-	for _, name := range [...]string{"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
-		delete(h, name)
 	}
 }

@@ -30,7 +30,7 @@ type writer struct {
 	switched bool               // one of those was a switch of protocols, which an HTTP/2 upstream cannot make
 	upload   *body              // nil: the upstream gets none
 	cancel   context.CancelFunc // ends the upstream's side
-	wire     net.Conn           // the connection, to drop it; nil on HTTP/2, where others use it too
+	wire     *strict            // the connection; nil where there is no front
 
 	until time.Time // when the write deadline elapses that was set last
 
@@ -85,7 +85,7 @@ func (w *writer) cut(cause Cause) {
 		conn.cut(cause)
 		return
 	}
-	if w.wire != nil && w.started.Load() {
+	if w.wire != nil && !w.http2 && w.started.Load() {
 		drop(w.wire) // first: either deadline may have the server close the connection
 	}
 	w.control.SetReadDeadline(aLongTimeAgo())
@@ -148,50 +148,58 @@ func (w *writer) end() {
 // request; a few are of use.
 const maxHints = 16
 
-// WriteHeader notes the final status. An informational response (1xx) carries
-// hints alone: what else an upstream puts into it has not been looked through.
+// WriteHeader notes the final status. The server sends it with what follows.
 func (w *writer) WriteHeader(status int) {
-	if status >= 200 {
-		if w.status != 0 {
-			return
-		}
-		w.status = status
-		if w.Header()["Content-Type"] == nil {
-			// The server would guess one from the body, and a browser believe a page that
-			// the upstream did not call one.
-			w.Header()["Content-Type"] = nil
-		}
-		if !w.http2 && w.upload != nil && !w.upload.whole() {
-			// What is left of the body must never be read as another request. The
-			// server sees to that by itself only without full duplex.
-			w.Header().Set("Connection", "close")
-		}
-		if w.final {
-			w.Header().Set("Connection", "close")
-		}
-		w.started.Store(true)
-		if w.upload != nil {
-			w.upload.answered()
-		}
-	} else {
-		if status == http.StatusSwitchingProtocols {
-			w.switched = true // real ones are written to the connection, once it was handed over
-			w.cancel()
-			return
-		}
-		if w.hints++; w.hints > maxHints {
-			w.cancel() // they do not count towards any limit of the transport
-			return
-		}
-		if w.http2 || w.http10 {
-			// HTTP/1.0 has no such responses (RFC 9110 section 15.2), and the server's
-			// HTTP/2 goes on reading the header after it has returned.
-			return
-		}
-		for name := range w.Header() {
-			if name != "Link" {
-				w.Header().Del(name)
-			}
+	if status < 200 {
+		w.hint(status)
+		return
+	}
+	if w.status != 0 {
+		return
+	}
+	w.status = status
+	h := w.Header()
+	if h["Content-Type"] == nil {
+		// The server would guess one from the body, and a browser believe a page that
+		// the upstream did not call one.
+		h["Content-Type"] = nil
+	}
+	if !w.http2 && w.upload != nil && !w.upload.whole() {
+		// What is left of the body must never be read as another request. The
+		// server sees to that by itself only without full duplex.
+		w.final = true
+	}
+	if w.final {
+		h.Set("Connection", "close")
+	}
+	w.started.Store(true)
+	if w.upload != nil {
+		w.upload.answered()
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// hint sends an informational response (1xx). It carries hints alone: what else an
+// upstream puts into it has not been looked through.
+func (w *writer) hint(status int) {
+	if status == http.StatusSwitchingProtocols {
+		w.switched = true // real ones are written to the connection, once it was handed over
+		w.cancel()
+		return
+	}
+	if w.hints++; w.hints > maxHints {
+		w.cancel() // they do not count towards any limit of the transport
+		return
+	}
+	if w.http2 || w.http10 {
+		// HTTP/1.0 has no such responses (RFC 9110 section 15.2), and the server's
+		// HTTP/2 goes on reading the header after it has returned.
+		return
+	}
+	h := w.Header()
+	for name := range h {
+		if name != "Link" {
+			delete(h, name)
 		}
 	}
 	w.begin()
@@ -396,6 +404,9 @@ func (b *body) whole() bool {
 
 // fault tells what went wrong so far.
 func (b *body) fault() (tooLarge, failed, stalled, broken bool) {
+	if b == nil {
+		return false, false, false, false
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.tooLarge, b.failed, b.stalled, b.broken
