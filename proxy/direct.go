@@ -12,6 +12,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -61,12 +62,13 @@ func newDirect(dial func(context.Context) (net.Conn, error), standard http.Round
 // A wire is a connection to the upstream.
 type wire struct {
 	net.Conn
-	raw   syscall.RawConn
-	r     *bufio.Reader // of Read
-	out   []byte        // the request's head; kept for the next one
-	left  int64         // bytes that may be read
-	heard bool          // something came since the request began
-	since time.Time     // when it was used last
+	raw     syscall.RawConn
+	r       *bufio.Reader // of Read
+	out     []byte        // the request's head; kept for the next one
+	left    int64         // bytes that may be read
+	heard   bool          // something came since the request began
+	crowded bool          // see crowd
+	since   time.Time     // when it was used last
 
 	step func(fd uintptr) bool // turn
 	sent int                   // bytes of out; -1: it is this request's turn to be sent
@@ -116,6 +118,9 @@ func (w *wire) Read(p []byte) (n int, err error) {
 // once, and nothing is tried before it can succeed. Each system call that is saved is
 // a fiftieth of a request.
 func (w *wire) trade(p []byte) (int, error) {
+	if w.crowded {
+		runtime.Gosched()
+	}
 	w.into, w.came, w.err = p, 0, nil
 	err := w.raw.Read(w.step)
 	w.into = nil
@@ -263,7 +268,7 @@ func (d *direct) ask(w *wire, req *http.Request, a *answer, hint func(int, textp
 	if w.out, err = appendHead(w.out[:0], req); err != nil {
 		return nil, err
 	}
-	w.sent = -1
+	w.sent, w.crowded = -1, a.crowded
 	for {
 		if res, err = http.ReadResponse(w.r, req); err != nil {
 			return nil, err
@@ -298,8 +303,9 @@ func (d *direct) ask(w *wire, req *http.Request, a *answer, hint func(int, textp
 // An answer is one that an upstream is asked for, and then the body of the response.
 // At its end the connection is free for another request.
 type answer struct {
-	direct *direct
-	stop   func() bool // told of the end; may be nil
+	direct  *direct
+	crowded bool        // see crowd
+	stop    func() bool // told of the end; may be nil
 
 	gone    atomic.Bool // nobody wants it any more
 	dialing atomic.Pointer[context.CancelFunc]

@@ -62,7 +62,7 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 	watched := rw.wire != nil && !rw.http2 && rw.wire.quiet
 	var a *answer
 	if d, ok := rt.Upstream.transport.(*direct); ok && isPlain(r) {
-		a = &answer{direct: d}
+		a = &answer{direct: d, crowded: rw.crowded}
 		rw.cancel = a.cancel
 		if !watched {
 			defer context.AfterFunc(ctx, rw.cancel)()

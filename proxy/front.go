@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -109,6 +110,7 @@ type strict struct {
 
 	quiet   bool   // net/http is not let read: a bare request is being answered
 	watcher *watch // who reads meanwhile; nil until there was a request to watch
+	crowded bool   // see crowd
 
 	// What was read ahead: buf[:pass] may pass, the rest is not complete, and its
 	// first seen bytes are judged. Most requests need no buffer: they are judged
@@ -173,7 +175,13 @@ func (c *strict) Write(p []byte) (int, error) {
 	if c.pace != nil {
 		c.pace.sent(p)
 	}
-	return c.Conn.Write(p)
+	if !c.crowded {
+		return c.Conn.Write(p)
+	}
+	runtime.Gosched()
+	n, err := c.Conn.Write(p)
+	runtime.Gosched() // the others write before this one goes to read
+	return n, err
 }
 
 func (c *strict) read(p []byte) (int, error) {
@@ -260,7 +268,7 @@ func (c *strict) resume() {
 
 // release says that the connection speaks another protocol from now on.
 func (c *strict) release() {
-	c.quiet = false
+	c.quiet, c.crowded = false, false
 	c.at, c.pass = beyond, len(c.buf)
 }
 

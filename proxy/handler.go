@@ -86,7 +86,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if rw.wire != nil && rw.http2 {
 		r.TLS = rw.wire.under // net/http was not told
 	}
-	h.inflight.Add(1)
+	rw.crowded = h.inflight.Add(1)-h.streams.Load() >= crowd
+	if rw.wire != nil && !rw.http2 {
+		rw.wire.crowded = rw.crowded
+	}
 	defer h.finish(s, rw, r, rec)
 
 	p := s.Decide(r, rec)
@@ -138,6 +141,13 @@ func (h *Handler) finish(s *Snapshot, rw *writer, r *http.Request, rec *decision
 		panic(v)
 	}
 }
+
+// crowd is how many requests in progress make a crowd. In a crowd, whoever is about to
+// write lets the others come as far first, so that many writes follow one another. The
+// first of them wakes the process at the other end; it need not fall asleep and be woken
+// for each of the others, which is a good part of what a write costs. A request on its
+// own waits for nobody.
+const crowd = 8
 
 // requestID is what a trusted proxy calls the request, or a new random one.
 func requestID(r *http.Request, p peer) string {

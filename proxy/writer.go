@@ -22,6 +22,7 @@ type writer struct {
 	http2    bool
 	http10   bool
 	empty    bool // the request has no body
+	crowded  bool // there are many requests; see crowd
 	grpc     bool // the answer can end with a status; set before it begins
 	status   int  // 0: nothing is sent yet
 	final    bool // close the connection behind the answer
