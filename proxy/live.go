@@ -361,9 +361,9 @@ func (c *hijacked) tell(cause Cause) bool {
 // wireKey is the context key of a request's connection.
 type wireKey struct{}
 
-// ConnContext is for http.Server: it tells the handler which connection a request
-// came by. Without it the client of an answer that was cut still receives what waits
-// in the connection.
+// ConnContext is for http.Server: it tells the handler which of a Front's connections a
+// request came by. Without it the client of an answer that was cut still receives what
+// waits in the connection.
 func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 	if c, ok := conn.(*secured); ok {
 		conn = &c.strict

@@ -1232,21 +1232,10 @@ func TestClientGone(t *testing.T) {
 					res.Body.Close()
 				}
 			}()
-			expect := func(what string, from chan string) {
-				t.Helper()
-				select {
-				case got := <-from:
-					if got != path {
-						t.Errorf("%s: %s %s", path, what, got)
-					}
-				case <-time.After(10 * time.Second):
-					t.Errorf("%s was not %s", path, what)
-				}
-			}
-			expect("under way", arrived)
+			heard(t, "under way", path, arrived)
 			hangUp()
 			<-done
-			expect("cancelled at the upstream", cancelled)
+			heard(t, "cancelled at the upstream", path, cancelled)
 			if rec := g.soleRecord(path); rec["reason"] != c.reason || rec["status"] != c.status {
 				t.Errorf("%s: record %v, want %s %v", path, rec, c.reason, c.status)
 			}

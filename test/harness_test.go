@@ -117,6 +117,19 @@ func eventually(t testing.TB, within time.Duration, what string, condition func(
 	}
 }
 
+// heard waits for what an upstream has to tell.
+func heard(t *testing.T, what, want string, from chan string) {
+	t.Helper()
+	select {
+	case got := <-from:
+		if got != want {
+			t.Fatalf("%s: %s, want %s", what, got, want)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatalf("%s: not %s", what, want)
+	}
+}
+
 // An issuer signs tokens and serves its keys, as many as it holds.
 type issuer struct {
 	*httptest.Server

@@ -51,18 +51,6 @@ func (w *waiting) reply(t *testing.T) {
 	}
 }
 
-func heard(t *testing.T, what, want string, from chan string) {
-	t.Helper()
-	select {
-	case got := <-from:
-		if got != want {
-			t.Fatalf("%s: %s, want %s", what, got, want)
-		}
-	case <-time.After(10 * time.Second):
-		t.Fatalf("%s: not %s", what, want)
-	}
-}
-
 // TestClientGoneBehind: a client that leaves ends its request, by whichever way that
 // goes and whatever the client has sent behind it; one that waits is answered.
 func TestClientGoneBehind(t *testing.T) {
