@@ -509,7 +509,12 @@ func TestHeaderFloods(t *testing.T) {
 			var refused atomic.Int64
 			s.endure(t, 1500*time.Millisecond, 96*mebibyte, func(ctx context.Context) {
 				inParallel(8, func(int) {
+					// Three thousand a second: each takes some 25 KiB for the half second in which its
+					// connection is closed gently, and how many a machine can send is not asked here.
+					turn := time.NewTicker(2500 * time.Microsecond)
+					defer turn.Stop()
 					for ctx.Err() == nil {
+						<-turn.C
 						conn, err := s.dial(ctx)
 						if err != nil {
 							return
