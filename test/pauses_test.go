@@ -28,10 +28,11 @@ func clientOverHTTP2() *http.Client {
 	return &http.Client{Transport: transport, Timeout: 30 * time.Second}
 }
 
-// paused is a gateway with little patience for clients and this much for its upstream.
+// paused is a gateway with three seconds' patience for clients, which is more than a busy
+// machine keeps them from sending, and this much for its upstream.
 func paused(t *testing.T, idp *issuer, upstream, patience string) *gateway {
 	t.Helper()
-	return serving(t, guarded(idp, "limits: {idle_timeout: 1s}\nupstreams: {app: {url: %q, timeout: {response_header: %s}}}\nroutes: [{name: all, upstream: app}]\n", upstream, patience))
+	return serving(t, guarded(idp, "limits: {idle_timeout: 3s}\nupstreams: {app: {url: %q, timeout: {response_header: %s}}}\nroutes: [{name: all, upstream: app}]\n", upstream, patience))
 }
 
 // TestUpstreamPauses has an upstream stop reading for longer than a client may stop
@@ -42,7 +43,7 @@ func TestUpstreamPauses(t *testing.T) {
 	idp := newIssuer(t)
 	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		first, _ := io.CopyN(io.Discard, r.Body, 1000)
-		time.Sleep(2 * time.Second) // the pause is what is tested
+		time.Sleep(4 * time.Second) // the pause is what is tested
 		rest, err := io.Copy(io.Discard, r.Body)
 		fmt.Fprint(w, first+rest, err)
 	}))
@@ -72,7 +73,7 @@ func TestUpstreamPauses(t *testing.T) {
 // while the upstream speaks, as in a gRPC call that watches something.
 func TestClientListens(t *testing.T) {
 	t.Parallel()
-	const ticks = 6
+	const ticks = 8
 	idp := newIssuer(t)
 	g := paused(t, idp, "h2c://"+overHTTP2(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/grpc")
