@@ -89,7 +89,13 @@ func (r *rig) candidates() []*candidate {
 			}
 			return cmd, err
 		}
-		all = slices.Insert(all, 2, good("Durward, one token, other build", other, one))
+		// Each next to its counterpart.
+		for i := len(all) - 1; i >= 0; i-- {
+			if c := *all[i]; c.server == main {
+				c.name, c.server = c.name+", other build", other
+				all = slices.Insert(all, i+1, &c)
+			}
+		}
 	}
 	return all
 }
