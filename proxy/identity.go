@@ -141,18 +141,41 @@ func (id *Identity) names() []string {
 
 // set writes the headers. Each is absent where the claim is missing or empty.
 func (id *Identity) set(h http.Header, c *token.Claims) {
-	values := make([]string, len(id.headers)) // one array for all
-	for i, ih := range id.headers {
-		if values[i] = id.value(c.Value(ih.claim), ih.separator); values[i] != "" {
-			h[ih.name] = values[i : i+1 : i+1]
+	r := c.Rendering(id)
+	if r == nil {
+		r = id.render(c)
+		c.KeepRendering(r)
+	}
+	if r.Omitted > 0 {
+		id.omitted.Add(r.Omitted)
+	}
+	for i := range id.headers {
+		if r.Values[i] != "" {
+			h[id.headers[i].name] = r.Values[i : i+1 : i+1]
 		}
 	}
 }
 
-func (id *Identity) value(claim any, separator string) string {
+func (id *Identity) render(c *token.Claims) *token.Rendering {
+	r := &token.Rendering{Of: id, Values: make([]string, len(id.headers))}
+	for i, ih := range id.headers {
+		var omitted uint64
+		r.Values[i], omitted = headerValue(c.Value(ih.claim), ih.separator)
+		r.Omitted += omitted
+	}
+	all := strings.Join(r.Values, "") // side by side
+	for i, v := range r.Values {
+		r.Values[i], all = all[:len(v)], all[len(v):]
+	}
+	return r
+}
+
+// headerValue is a claim as the value of a header, and how many elements of a list were
+// left out.
+func headerValue(claim any, separator string) (value string, omitted uint64) {
 	list, ok := claim.([]any)
 	if !ok {
-		return encodeValue(scalar(claim))
+		return encodeValue(scalar(claim)), 0
 	}
 	var elements []string
 	for _, e := range list {
@@ -161,12 +184,12 @@ func (id *Identity) value(claim any, separator string) string {
 		switch {
 		case text == "":
 		case strings.Contains(text, separator) || strings.Contains(encoded, separator):
-			id.omitted.Add(1)
+			omitted++
 		default:
 			elements = append(elements, encoded)
 		}
 	}
-	return strings.Join(elements, separator)
+	return strings.Join(elements, separator), omitted
 }
 
 // scalar is the text of a string, number or boolean; nothing else has one.

@@ -5,6 +5,7 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -122,15 +123,34 @@ func TestSetIdentity(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := http.Header{}
-	id.set(h, claims)
-	got, _ := json.Marshal(h)
-	want := `{"X-Admin":["true"],"X-Groups":["a,d"],"X-Level":["3"],"X-Roles":["x|y,z"],"X-User":["alice"]}`
-	if string(got) != want {
-		t.Errorf("got %s, want %s", got, want)
+	other, err := NewIdentity(IdentityConfig{Headers: map[string]HeaderConfig{"X-User": {Claim: "level"}, "X-Groups": {Claim: "groups", Separator: ";"}}}, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if id.Omitted() != 1 {
-		t.Errorf("omitted is %d", id.Omitted())
+	// Several requests with one token, on two routes: what one route makes of it is
+	// nothing to the other, and each request has headers of its own.
+	const requests = 100
+	var asking sync.WaitGroup
+	for range requests {
+		for id, want := range map[*Identity]string{
+			id:    `{"X-Admin":["true"],"X-Groups":["a,d"],"X-Level":["3"],"X-Roles":["x|y,z"],"X-User":["alice"]}`,
+			other: `{"X-Groups":["a;b,c;d"],"X-User":["3"]}`,
+		} {
+			asking.Go(func() {
+				h := http.Header{}
+				id.set(h, claims)
+				if got, _ := json.Marshal(h); string(got) != want {
+					t.Errorf("got %s, want %s", got, want)
+				}
+				for name := range h {
+					h.Add(name, "mallory")
+				}
+			})
+		}
+	}
+	asking.Wait()
+	if id.Omitted() != requests || other.Omitted() != 0 {
+		t.Errorf("omitted are %d and %d", id.Omitted(), other.Omitted())
 	}
 }
 

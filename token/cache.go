@@ -97,13 +97,26 @@ func (e *entry) cost() int64 {
 		cost += 16
 	}
 	for _, known := range e.claims.known {
-		cost += 32 + weight(known.value)
+		cost += 32 + weight(known.value) + 16 + length(known.value) // a Rendering has it as text
 	}
 	return cost + int64(len(e.claims.text)+e.claims.beside)
 }
 
-// fixedCost is an entry, its Claims and the cache's maps.
-const fixedCost = 540
+// fixedCost is an entry, its Claims, their Rendering and the cache's maps.
+const fixedCost = 600
+
+// length is that of a claim's text.
+func length(v any) (n int64) {
+	switch v := v.(type) {
+	case string:
+		return int64(len(v))
+	case []any:
+		for _, element := range v {
+			n += length(element) + 1
+		}
+	}
+	return n
+}
 
 // weight is about how many bytes a decoded JSON value holds besides its interface.
 func weight(v any) (bytes int64) {

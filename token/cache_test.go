@@ -54,6 +54,11 @@ func TestCost(t *testing.T) {
 				t.Fatal(refused)
 			}
 			c.keep(payload, []byte(text))
+			r := &Rendering{Of: i}
+			for _, known := range c.known {
+				r.Values = append(r.Values, strings.Clone(strings.Trim(fmt.Sprint(known.value), "[]")))
+			}
+			c.KeepRendering(r)
 			e := &entry{claims: c, digest: [32]byte{byte(k), byte(k >> 8), 1}}
 			cost += e.cost()
 			cache.set(e, time.Hour)

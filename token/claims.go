@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"durward/decision"
@@ -40,7 +41,30 @@ type Claims struct {
 	text   string
 	known  []claim
 	beside int // bytes of the claims above that do not stand in text as they are
+
+	rendering atomic.Pointer[Rendering]
 }
+
+// A Rendering is what somebody makes of the claims of a token again and again, as a
+// route does of its identity headers. One is kept with each token, the latest: one
+// object to look at where the claims are a dozen, each of which is in no processor's
+// cache if there are many tokens.
+type Rendering struct {
+	Of      any // who made it; compared with ==
+	Values  []string
+	Omitted uint64 // how many elements of lists were left out
+}
+
+// Rendering is what was kept of this maker, or nil. Like the claims it never changes.
+func (c *Claims) Rendering(of any) *Rendering {
+	if r := c.rendering.Load(); r != nil && r.Of == of {
+		return r
+	}
+	return nil
+}
+
+// KeepRendering keeps it in place of another.
+func (c *Claims) KeepRendering(r *Rendering) { c.rendering.Store(r) }
 
 // A claim is what Claims.Value returns for a name.
 type claim struct {
@@ -126,10 +150,13 @@ func (c *Claims) renewed() *Claims {
 	if err != nil {
 		return c
 	}
-	all := *c
-	all.beside = 0
+	all, refusal := c.Issuer.read(payload, "")
+	if refusal != nil {
+		return c // it was read before
+	}
+	all.TokenID, all.hasJTI, all.ids = c.TokenID, c.hasJTI, c.ids // of a token without jti they are not in the payload
 	all.keep(payload, []byte(c.text))
-	return &all
+	return all
 }
 
 // value is Claims.Value of a payload.
