@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 )
 
 // Muxes are the ServeMuxes that share the patterns of one table: one, unless there are
@@ -19,6 +20,15 @@ type muxes struct {
 	seed  maphash.Seed
 	parts []*http.ServeMux
 	short *http.ServeMux // for paths with fewer segments
+
+	questions sync.Pool // of *question
+}
+
+// A question is a request with the path that a ServeMux is asked about, which keeps
+// nothing of it.
+type question struct {
+	http.Request
+	url.URL
 }
 
 const (
@@ -95,6 +105,19 @@ func (m *muxes) of(escaped string) *http.ServeMux {
 		return m.short
 	}
 	return m.parts[m.part(lead)]
+}
+
+// handler is what the pattern that matches the path leads to.
+func (m *muxes) handler(decoded, escaped string) http.Handler {
+	q, _ := m.questions.Get().(*question)
+	if q == nil {
+		q = &question{Request: http.Request{Method: http.MethodGet}}
+		q.Request.URL = &q.URL
+	}
+	q.URL = url.URL{Path: decoded, RawPath: escaped}
+	h, _ := m.of(escaped).Handler(&q.Request)
+	m.questions.Put(q)
+	return h
 }
 
 func (m *muxes) register(pattern string, e entry) error {

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 
@@ -272,13 +271,7 @@ func (t *table) find(path Path) *Route {
 }
 
 func (t *table) match(decoded, escaped string) (entry, bool) {
-	asked := struct {
-		http.Request
-		url.URL
-	}{http.Request{Method: http.MethodGet}, url.URL{Path: decoded, RawPath: escaped}}
-	asked.Request.URL = &asked.URL
-	h, _ := t.muxes.of(escaped).Handler(&asked.Request)
-	e, ok := h.(entry)
+	e, ok := t.muxes.handler(decoded, escaped).(entry)
 	return e, ok
 }
 
