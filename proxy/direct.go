@@ -45,6 +45,7 @@ type direct struct {
 	standard http.RoundTripper
 	patience time.Duration // for the upstream to take the request and to send the final response's header
 	idleFor  time.Duration // until an unused connection is closed
+	began    time.Time
 
 	mu     sync.Mutex
 	idle   []*wire // the one used last is at the end
@@ -53,7 +54,7 @@ type direct struct {
 }
 
 func newDirect(dial func(context.Context) (net.Conn, error), standard http.RoundTripper, patience, idleFor time.Duration) *direct {
-	d := &direct{dial: dial, standard: standard, patience: patience, idleFor: idleFor}
+	d := &direct{dial: dial, standard: standard, patience: patience, idleFor: idleFor, began: time.Now()}
 	d.tidier = time.AfterFunc(time.Hour, d.tidy)
 	d.tidier.Stop()
 	return d
@@ -68,7 +69,7 @@ type wire struct {
 	left    int64         // bytes that may be read
 	heard   bool          // something came since the request began
 	crowded bool          // see crowd
-	since   time.Time     // when it was used last
+	since   time.Duration // when it was used last, since direct.began
 
 	step func(fd uintptr) bool // turn
 	sent int                   // bytes of out; -1: it is this request's turn to be sent
@@ -181,7 +182,7 @@ func (d *direct) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !simple(req) || req.Close || req.Header["Connection"] != nil {
 		return d.standard.RoundTrip(req)
 	}
-	a := &answer{direct: d}
+	a := &answer{direct: d, sent: time.Now()}
 	a.stop = context.AfterFunc(req.Context(), a.cancel)
 	res, err := d.exchange(req, a, func(code int, header textproto.MIMEHeader) error {
 		if trace := httptrace.ContextClientTrace(req.Context()); trace != nil && trace.Got1xxResponse != nil {
@@ -207,6 +208,7 @@ func (d *direct) exchange(req *http.Request, a *answer, hint func(int, textproto
 			if w, err = a.connect(req.Context()); err != nil {
 				return nil, err
 			}
+			a.sent = time.Now()
 		}
 		res, err := d.ask(w, req, a, hint)
 		// An upstream may close an unused connection at any time (RFC 9112 section 9.5),
@@ -264,7 +266,7 @@ func (d *direct) ask(w *wire, req *http.Request, a *answer, hint func(int, textp
 		return nil, context.Canceled
 	}
 	w.heard, w.left = false, maxHeader
-	w.Conn.SetDeadline(time.Now().Add(d.patience))
+	w.Conn.SetDeadline(a.sent.Add(d.patience))
 	if w.out, err = appendHead(w.out[:0], req); err != nil {
 		return nil, err
 	}
@@ -305,6 +307,7 @@ func (d *direct) ask(w *wire, req *http.Request, a *answer, hint func(int, textp
 type answer struct {
 	direct  *direct
 	crowded bool        // see crowd
+	sent    time.Time   // from when on the upstream has to answer
 	stop    func() bool // told of the end; may be nil
 
 	gone    atomic.Bool // nobody wants it any more
@@ -382,7 +385,7 @@ func (d *direct) take() *wire {
 }
 
 func (d *direct) put(w *wire) {
-	w.since = time.Now()
+	w.since = time.Since(d.began)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed || len(d.idle) >= maxIdle {
@@ -401,7 +404,7 @@ func (d *direct) tidy() {
 	defer d.mu.Unlock()
 	kept := d.idle[:0]
 	for _, w := range d.idle {
-		if time.Since(w.since) < d.idleFor && w.silent() {
+		if time.Since(d.began)-w.since < d.idleFor && w.silent() {
 			kept = append(kept, w)
 		} else {
 			w.Conn.Close()

@@ -59,10 +59,11 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 	}
 	// A relayed request is ended by its answer, and needs no context of its own.
 	ctx := r.Context()
+	sent := rw.now()
 	watched := rw.wire != nil && !rw.http2 && rw.wire.quiet
 	var a *answer
 	if d, ok := rt.Upstream.transport.(*direct); ok && isPlain(r) {
-		a = &answer{direct: d, crowded: rw.crowded}
+		a = &answer{direct: d, crowded: rw.crowded, sent: sent}
 		rw.cancel = a.cancel
 		if !watched {
 			defer context.AfterFunc(ctx, rw.cancel)()
@@ -83,7 +84,6 @@ func (h *Handler) forward(s *Snapshot, rw *writer, r *http.Request, rec *decisio
 		h.live.add(s, &h.current, st)
 		defer st.leave()
 	}
-	sent := time.Now()
 	isStream := false
 	received := func(res *http.Response) error {
 		rec.Waited = time.Since(sent)

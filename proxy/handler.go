@@ -78,7 +78,7 @@ func (h *Handler) CookiesDropped() uint64 { return h.cookiesDropped.Load() }
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s := h.current.Load()
 	rec := &decision.Record{Time: time.Now(), Generation: s.Generation}
-	rw := &writer{ResponseWriter: w, control: http.NewResponseController(w), timeout: s.Limits.IdleTimeout, http2: r.ProtoMajor >= 2, http10: r.ProtoMajor == 1 && r.ProtoMinor == 0,
+	rw := &writer{ResponseWriter: w, control: *http.NewResponseController(w), timeout: s.Limits.IdleTimeout, began: rec.Time, http2: r.ProtoMajor >= 2, http10: r.ProtoMajor == 1 && r.ProtoMinor == 0,
 		empty: r.ContentLength == 0,
 		// net/http drops Transfer-Encoding from HTTP/1.0 and would take the body for the next request.
 		final: r.ProtoMajor == 1 && r.ProtoMinor == 0}

@@ -25,7 +25,7 @@ func running(tb testing.TB, h *Handler, issuer *token.Issuer, claims map[string]
 		tb.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &writer{control: http.NewResponseController(httptest.NewRecorder()), cancel: cancel}
+	w := &writer{control: *http.NewResponseController(httptest.NewRecorder()), began: time.Now(), cancel: cancel}
 	st := &stream{claims: c, began: time.Now(), until: c.Until(), writer: w}
 	h.live.add(h.Current(), &h.current, st)
 	tb.Cleanup(func() { st.leave(); cancel() })

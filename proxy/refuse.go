@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -28,11 +29,12 @@ func (s *Snapshot) refuse(rw *writer, r *http.Request, rec *decision.Record, p *
 			delete(h, name)
 		}
 	}
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("X-Request-Id", rec.ID)
+	values := []string{"no-store", "nosniff", rec.ID, string(rec.Reason)} // one array for four headers
+	h["Cache-Control"] = values[0:1:1]
+	h["X-Content-Type-Options"] = values[1:2:2]
+	h["X-Request-Id"] = values[2:3:3]
 	if !s.HideReasons {
-		h.Set("Durward-Reason", string(rec.Reason))
+		h["Durward-Reason"] = values[3:4:4]
 	}
 	if p.cred.Cookie && (rec.Reason == decision.TokenExpired || rec.Reason == decision.Revoked || p.own != "") {
 		// Else a dead cookie would lock its owner out of routes with auth: optional;
@@ -199,21 +201,25 @@ func writeRefusal(rw *writer, r *http.Request, status int, rec *decision.Record,
 		doc.Reason = ""
 	}
 	h := rw.Header()
-	var body strings.Builder
+	var body []byte
+	contentType := "application/problem+json"
 	if acceptsHTML(r.Header) {
-		h.Set("Content-Type", "text/html; charset=utf-8")
+		contentType = "text/html; charset=utf-8"
 		h.Set("Content-Security-Policy", "default-src 'none'; style-src '"+pageStyleHash+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 		h.Set("Referrer-Policy", "no-referrer")
-		page.Execute(&body, doc) // into memory, from a fixed template: cannot fail
+		var text bytes.Buffer
+		page.Execute(&text, doc) // into memory, from a fixed template: cannot fail
+		body = text.Bytes()
 	} else {
-		h.Set("Content-Type", "application/problem+json")
-		encoder := json.NewEncoder(&body)
-		encoder.Encode(doc)
+		body, _ = json.Marshal(doc) // of texts and a number: cannot fail
+		body = append(body, '\n')
 	}
-	h.Set("Content-Length", strconv.Itoa(body.Len()))
+	values := []string{contentType, strconv.Itoa(len(body))}
+	h["Content-Type"] = values[0:1:1]
+	h["Content-Length"] = values[1:2:2]
 	rw.WriteHeader(status)
 	if r.Method != http.MethodHead {
-		rw.Write([]byte(body.String()))
+		rw.Write(body)
 	}
 }
 

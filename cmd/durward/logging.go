@@ -85,7 +85,7 @@ func (g *gateway) logRequest(rec *decision.Record) {
 	case !g.audit.Enabled(context.Background(), level):
 	case !g.logsText:
 		line := g.lines.Get().(*[]byte)
-		b := time.Now().AppendFormat(append((*line)[:0], `{"time":"`...), time.RFC3339Nano)
+		b := rec.Time.Add(rec.Took).AppendFormat(append((*line)[:0], `{"time":"`...), time.RFC3339Nano)
 		b = append(append(append(b, `","level":"`...), level.String()...), `","msg":"request","decision":`...)
 		*line = append(rec.AppendJSON(b), "}\n"...)
 		g.logs.note(*line)
