@@ -306,7 +306,7 @@ func (set nameSet) strip(h http.Header) {
 
 func inFamily(folded []byte) bool {
 	for _, family := range protectedFamilies {
-		if len(folded) >= len(family) && string(folded[:len(family)]) == family {
+		if len(folded) >= len(family) && folded[0] == family[0] && string(folded[:len(family)]) == family { // most differ in the first letter
 			return true
 		}
 	}

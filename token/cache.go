@@ -93,8 +93,8 @@ func (c *Cache) count(hit bool) {
 // book-keeping included. A test compares it with the heap.
 func (e *entry) cost() int64 {
 	cost := int64(fixedCost)
-	for range e.claims.Scopes {
-		cost += 16
+	if n := len(e.claims.Scopes); n > len(e.claims.few) {
+		cost += int64(n) * 16
 	}
 	for _, known := range e.claims.known {
 		cost += 32 + weight(known.value) + 16 + length(known.value) // a Rendering has it as text
@@ -103,7 +103,7 @@ func (e *entry) cost() int64 {
 }
 
 // fixedCost is an entry, its Claims, their Rendering and the cache's maps.
-const fixedCost = 600
+const fixedCost = 660
 
 // length is that of a claim's text.
 func length(v any) (n int64) {

@@ -43,6 +43,7 @@ type Claims struct {
 	beside int // bytes of the claims above that do not stand in text as they are
 
 	rendering atomic.Pointer[Rendering]
+	few       [4]string // what Scopes are a slice of, mostly: one object less to look at
 }
 
 // A Rendering is what somebody makes of the claims of a token again and again, as a
@@ -133,6 +134,10 @@ func (c *Claims) keep(payload map[string]any, text []byte) {
 	}
 	for i := range c.Scopes {
 		share(&c.Scopes[i])
+	}
+	if n := len(c.Scopes); 0 < n && n <= len(c.few) {
+		copy(c.few[:], c.Scopes)
+		c.Scopes = c.few[:n:n]
 	}
 	asked := *c.Issuer.asked.Load()
 	c.known = make([]claim, len(asked))
