@@ -59,6 +59,7 @@ func TestCost(t *testing.T) {
 				r.Values = append(r.Values, strings.Clone(strings.Trim(fmt.Sprint(known.value), "[]")))
 			}
 			c.KeepRendering(r)
+			c.KeepRendering(r)
 			e := &entry{claims: c, digest: [32]byte{byte(k), byte(k >> 8), 1}}
 			cost += e.cost()
 			cache.set(e, time.Hour)

@@ -31,9 +31,10 @@ type Claims struct {
 	Expiry   time.Time // exp as the token has it, without leeway
 	AuthTime time.Time // zero if the token has none
 
-	ids       [Kinds]ID // by kind, from 1; the zero ID where the token lacks the claim
-	notBefore time.Time // nbf without leeway; zero if the token has none
-	hasJTI    bool      // else TokenID is a digest
+	ids       [Kinds]ID   // by kind, from 1; the zero ID where the token lacks the claim
+	notBefore time.Time   // nbf without leeway; zero if the token has none
+	hasJTI    bool        // else TokenID is a digest
+	rendered  atomic.Bool // there was a Rendering
 
 	// What keep keeps: the payload's JSON, and of what it says the claims that are asked
 	// for. Tens of thousands of decoded payloads would have the garbage collector walk
@@ -64,8 +65,14 @@ func (c *Claims) Rendering(of any) *Rendering {
 	return nil
 }
 
-// KeepRendering keeps it in place of another.
-func (c *Claims) KeepRendering(r *Rendering) { c.rendering.Store(r) }
+// KeepRendering keeps it in place of another, unless it is the token's first: many
+// tokens are used but once, and would only be more for the garbage collector to walk
+// through.
+func (c *Claims) KeepRendering(r *Rendering) {
+	if c.rendered.Swap(true) {
+		c.rendering.Store(r)
+	}
+}
 
 // A claim is what Claims.Value returns for a name.
 type claim struct {
