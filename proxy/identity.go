@@ -139,7 +139,8 @@ func (id *Identity) names() []string {
 	return names
 }
 
-// set writes the headers. Each is absent where the claim is missing or empty.
+// set writes the headers. Each is absent where the claim is missing or empty. All
+// requests with the token share the values: who wants others sets others.
 func (id *Identity) set(h http.Header, c *token.Claims) {
 	r := c.Rendering(id)
 	if r == nil {
