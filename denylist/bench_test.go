@@ -245,7 +245,7 @@ func BenchmarkSet(b *testing.B) {
 			}
 			collect(b)
 		})
-		lines, s := make([][8]uint64, n*21/64), &newList(1).denials[token.KindToken]
+		lines, s := make([][8]uint64, n*24/64), &newList(1).denials[token.KindToken]
 		for i := range lines {
 			lines[i][0] = uint64(i)
 		}

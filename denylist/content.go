@@ -69,7 +69,7 @@ func (l *List) RestoreDenials(count int, denials iter.Seq[Denial]) (err error) {
 		}
 		s := &l.denials[d.Kind]
 		hash := s.hash(d.ID)
-		b := &batches[d.Kind][s.index(hash)]
+		b := &batches[d.Kind][index(hash)]
 		if *b = append(*b, pending{hash, d.ID, d.Until}); len(*b) == batchSize {
 			left += l.denyAll(s, *b, count-of)
 			*b = (*b)[:0]
@@ -108,7 +108,7 @@ func (l *List) denyAll(s *set, b batch, follow int) (left int) {
 		// What each of them will wait for, the processor fetches for all at once.
 		for i := range b {
 			home := t.home(b[i].hash)
-			atomic.LoadUint64(&t.groups[home].tags)
+			atomic.LoadUint64(&t.lines[home].head)
 			atomic.LoadUint32(&t.until[home*slots])
 		}
 	}

@@ -43,9 +43,9 @@ type List struct {
 // with no source, there is nothing to be out of step with.
 func New(maxEntries int) *List {
 	l := &List{start: time.Now(), changed: make(chan struct{}, 1)}
-	random := make([]byte, 16)
+	random := make([]byte, 8)
 	rand.Read(random)
-	key := [2]uint64{binary.LittleEndian.Uint64(random), binary.LittleEndian.Uint64(random[8:])}
+	key := binary.LittleEndian.Uint64(random) | 1 // a product by an odd number loses nothing
 	for kind := range l.denials {
 		l.denials[kind].key, l.cutoffs[kind].key = key, key
 	}
@@ -216,7 +216,7 @@ func (l *List) deny(kind token.Kind, id token.ID, until uint32) (before uint32, 
 // place is deny for who holds the shard's mutex, and knows how many others follow.
 func (l *List) place(s *set, sh *shard, p pending, follow int) (before uint32, fresh, ok bool) {
 	t := sh.table.Load()
-	if slot, old := t.find(p.hash, p.id); old {
+	if slot, old := t.find(p.hash, p.id.Low); old {
 		before = t.until[slot]
 		if p.until > before {
 			t.raise(slot, p.until)
@@ -226,7 +226,7 @@ func (l *List) place(s *set, sh *shard, p pending, follow int) (before uint32, f
 	if !l.reserve(s) {
 		return 0, false, false
 	}
-	s.put(sh, p.hash, p.id, p.until, nil, follow)
+	s.put(p.hash, p.id, p.until, nil, follow)
 	return 0, true, true
 }
 
@@ -239,7 +239,7 @@ func (l *List) cut(kind token.Kind, id token.ID, until uint32, more ...ExceptedC
 	sh.write.Lock()
 	defer sh.write.Unlock()
 	t := sh.table.Load()
-	slot, old := t.find(hash, id)
+	slot, old := t.find(hash, id.Low)
 	c := Cutoff{Kind: kind, ID: id}
 	if old {
 		c = *t.cutoffs[slot].Load()
@@ -254,7 +254,7 @@ func (l *List) cut(kind token.Kind, id token.ID, until uint32, more ...ExceptedC
 		}
 	}
 	if !old {
-		s.put(sh, hash, id, until, &c, 0)
+		s.put(hash, id, until, &c, 0)
 		return 0, true, true
 	}
 	if fresh || until > before {

@@ -1,6 +1,7 @@
 package denylist
 
 import (
+	"encoding/binary"
 	"math"
 	"math/bits"
 	"sync"
@@ -12,9 +13,9 @@ import (
 
 const (
 	shards   = 256
-	slots    = 7    // of a group
-	freePart = 8    // what part of a full table is free
-	growPart = 12   // by what part a full table grows
+	slots    = 4    // of a line
+	freePart = 4    // what part of a full table is free
+	growPart = 20   // by what part a full table grows
 	deadPart = 8    // what part of a table may be forgotten before the rest is copied
 	ageUnit  = 1024 // seconds; how finely a table counts what may be forgotten when
 )
@@ -29,12 +30,9 @@ const (
 // old one still finds what was held when it came. As it is one shard at a time, a
 // copy takes 1/256 of the memory more, if for a moment.
 //
-// The identities are themselves hashes, but an index made of them alone would let
-// whoever chooses many jti aim at one place; so it is keyed, per process.
-//
 // A sharded Go map was refused, which needs a lock to read and up to twice the memory.
 type set struct {
-	key    [2]uint64 // of hash; random
+	key    uint64 // of hash; random
 	shards [shards]shard
 	held   atomic.Int64 // counted before one is stored and after it is dropped, so never less than what a reader could find
 	bytes  atomic.Int64 // that the tables take
@@ -45,39 +43,54 @@ type shard struct {
 	table atomic.Pointer[table] // nil while there is nothing to hold
 }
 
-// A table is groups of seven slots. A hash names a group, an identity's home, and an
-// identity stands there or, if there was no free slot when it came, in the first group
-// behind that had one. A group is two lines of the processor's cache. What is held in
-// none is nearly always known by one read of one line: by a tag of eight bits of the
-// hash for each slot, and, for what would stand in a group behind, by one of 64 bits
-// that the hash names, which each identity sets in the groups that it found full.
+// A table is lines of four slots. A hash names a line, an identity's home, and an
+// identity stands there or, if there was no free slot when it came, in the first line
+// behind that had one. A line is one of the processor's cache, and reading one is nearly
+// always enough: for what is held, and for what is not by a tag of eleven bits of the
+// hash for each slot, and, for what would stand in a line behind, by one of 16 bits that
+// the hash names, which each identity sets in the lines that it found full.
 //
-// What a look-up costs are the reads, the instructions between them, as a processor
-// begins the next look-ups while it waits, and branches on what nobody could guess, at
-// each of which it has begun the wrong ones. Linear probing has few instructions, but
-// guesses wrong for two of five identities that are held; a Bloom filter before it helps
-// with those that are not. Groups of three in one line, of six that hold their times,
-// too, and of fourteen were slower.
+// What a look-up costs are the lines, the instructions between reading one and the next,
+// as a processor begins the next look-ups while it waits, and branches on what nobody
+// could guess, at each of which it has begun the wrong ones. That is why identities do
+// not stand there whole: see [line]. Groups of seven whole identities in two lines were
+// slower, and so were of three in one, of six that hold their times, too, and of fourteen.
 //
-// An eighth of the slots stays free, so that some group is not full and a search ends.
+// A quarter of the slots stays free, so that some line is not full and a search ends.
 // Only the cutoffs hold pointers: the garbage collector does not look into millions of
 // denials.
 type table struct {
-	groups  []group
+	lines   []line
 	until   []uint32                 // by slot; atomic
 	cutoffs []atomic.Pointer[Cutoff] // by slot; nil in a set of denials
+	key     uint64                   // the set's
+	shard   uint64
 
 	// For who holds the mutex.
 	held int
 	ages ages
 }
 
-// A group is seven slots of a table. Slot n of group g is slot 7g+n of the table.
-type group struct {
-	tags     uint64          // atomic; byte n is the tag of slot n, 0 while it is free
-	overflow uint64          // atomic; see table
-	ids      [slots]token.ID // each written once, before its tag
+// A line is four slots of a table. Slot n of line l is slot 4l+n of the table.
+//
+// An identity's hash and its lower half are as good as the identity: the upper half is the
+// hash xor what mix makes of the lower one. Of the hash, the shard knows the upper eight
+// bits, and the tag is the lower eleven. So 14 bytes hold the rest, without any loss: the
+// lower half, then bits 8 to 55 of the hash, the lowest byte first. Two reads of eight bytes,
+// which share two, see all of it and nothing of what stands beside it.
+type line struct {
+	// Atomic. Of the 16 bits that slot n has from bit 16n on, 11 are the tag, inverted,
+	// one is set once the slot is taken, and four of the line's 16 bits tell who found it full.
+	head uint64
+	ids  [slots * idSize]byte // each written once, before its tag
 }
+
+const (
+	idSize = 14
+	each   = 0x0001_0001_0001_0001 // the lowest bit of each slot in a head
+	tag    = 1<<11 - 1
+	taken  = tag + 1
+)
 
 // ages are how many identities are kept until which ageUnit.
 type ages map[uint32]int
@@ -90,77 +103,87 @@ func (a ages) remove(until uint32) {
 	}
 }
 
-// newTable has room for so many identities, at least one.
-func newTable(room int, cutoffs bool) *table {
+// newTable has room for so many identities of a shard, at least one.
+func (s *set) newTable(shard, room int, cutoffs bool) *table {
 	least := room + (room-1)/(freePart-1) + 1
-	groups := (least + slots - 1) / slots
+	lines := (least + slots - 1) / slots
 	t := &table{
-		groups: make([]group, groups),
-		until:  make([]uint32, groups*slots),
-		ages:   make(ages),
+		lines: make([]line, lines),
+		until: make([]uint32, lines*slots),
+		key:   s.key,
+		shard: uint64(shard),
+		ages:  make(ages),
 	}
 	if cutoffs {
-		t.cutoffs = make([]atomic.Pointer[Cutoff], groups*slots)
+		t.cutoffs = make([]atomic.Pointer[Cutoff], lines*slots)
 	}
 	return t
 }
 
 // room is how many identities fit.
-func (t *table) room() int { return len(t.until) - (len(t.until)+freePart-1)/freePart }
+func (t *table) room() int { return len(t.until) - len(t.until)/freePart }
 
 func (t *table) bytes() int64 {
 	if t == nil {
 		return 0
 	}
-	return int64(unsafe.Sizeof(*t)) + int64(len(t.groups))*int64(unsafe.Sizeof(group{})) + int64(len(t.until))*4 + int64(len(t.cutoffs))*8
+	return int64(unsafe.Sizeof(*t)) + int64(len(t.lines))*int64(unsafe.Sizeof(line{})) + int64(len(t.until))*4 + int64(len(t.cutoffs))*8
 }
 
-// hash is keyed: whoever does not know the key cannot aim at one place.
-func (s *set) hash(id token.ID) uint64 {
-	high, low := bits.Mul64(id.High^s.key[0], id.Low^s.key[1])
+// mix is keyed: whoever does not know the key cannot aim at one place. The identities
+// are themselves hashes, but an index made of them alone would let whoever chooses many
+// jti do so.
+func mix(low, key uint64) uint64 {
+	high, low := bits.Mul64(low, key)
 	return high ^ low
 }
 
-// Shard, home, tag and overflow take different bits of a hash.
-func (s *set) index(hash uint64) int { return int(hash >> 24 % shards) }
+func (s *set) hash(id token.ID) uint64 { return id.High ^ mix(id.Low, s.key) }
 
-func (s *set) shard(hash uint64) *shard { return &s.shards[s.index(hash)] }
+// Of a hash, the shard is the upper eight bits, the home goes by those that follow, the
+// tag is the lower eleven, and overflow takes four of those before.
+func index(hash uint64) int { return int(hash >> 56) }
 
-func (t *table) home(hash uint64) int { return int(hash >> 32 * uint64(len(t.groups)) >> 32) }
+func (s *set) shard(hash uint64) *shard { return &s.shards[index(hash)] }
 
-const (
-	ones = 0x00_01_01_01_01_01_01_01 // of each slot's byte the lowest bit
-	tops = ones << 7
-)
+func (t *table) home(hash uint64) int {
+	home, _ := bits.Mul64(hash<<8, uint64(len(t.lines)))
+	return int(home)
+}
 
-// tagged is the tag that a hash names, in each slot's byte. It is not 1, as a free slot
-// then is no byte that zeros might take for one more of them.
-func tagged(hash uint64) uint64 { return max(hash%256, 2) * ones }
+// overflow is which bit of a head a hash names: one of those that belong to no tag.
+func overflow(hash uint64) uint64 { return hash>>11&0b11_0011 | 0b1100 }
 
-// zeros is the top bits of those bytes that are zero, and perhaps of others above the
-// lowest of them.
-func zeros(bytes uint64) uint64 { return (bytes - ones) &^ bytes & tops }
+// matches is a bit for each slot of a head that is taken by what has the hash's tag, the
+// first behind the slot's taken. Inverted tags make all of a slot's twelve bits set, and
+// one more turns over only then.
+func matches(head, hash uint64) uint64 {
+	return ((head^hash&tag*each)&((tag|taken)*each) + each) & (2 * taken * each)
+}
 
-// overflow is the bit that a hash names.
-func overflow(hash uint64) uint64 { return 1 << (hash >> 8 % 64) }
+// is tells whether the first of the slots that matches found holds an identity.
+func (l *line) is(found, hash, low uint64) bool {
+	id := l.ids[bits.TrailingZeros64(found)/16%slots*idSize:]
+	return binary.LittleEndian.Uint64(id) == low && binary.LittleEndian.Uint64(id[idSize-8:])^hash<<8 < 1<<16
+}
 
-// find is where an identity stands. It is for readers and writers.
-func (t *table) find(hash uint64, id token.ID) (slot int, ok bool) {
+// find is where an identity stands, by its hash and lower half. It is for readers and writers.
+func (t *table) find(hash, low uint64) (slot int, ok bool) {
 	if t == nil {
 		return 0, false
 	}
-	tags := tagged(hash)
 	for home := t.home(hash); ; home++ {
-		if home == len(t.groups) {
+		if home == len(t.lines) {
 			home = 0
 		}
-		g := &t.groups[home]
-		for same := zeros(atomic.LoadUint64(&g.tags) ^ tags); same != 0; same &= same - 1 {
-			if n := bits.TrailingZeros64(same) / 8; g.ids[n] == id {
-				return home*slots + n, true
+		l := &t.lines[home]
+		head := atomic.LoadUint64(&l.head)
+		for s := matches(head, hash); s != 0; s &= s - 1 {
+			if l.is(s, hash, low) {
+				return home*slots + bits.TrailingZeros64(s)/16, true
 			}
 		}
-		if atomic.LoadUint64(&g.overflow)&overflow(hash) == 0 {
+		if head>>overflow(hash)&1 == 0 {
 			return 0, false
 		}
 	}
@@ -168,25 +191,28 @@ func (t *table) find(hash uint64, id token.ID) (slot int, ok bool) {
 
 // insert stores an identity that is not there, in a table that is not full. It writes the
 // tag last: who finds it reads what it stands for.
-func (t *table) insert(hash uint64, id token.ID, until uint32, c *Cutoff) {
+func (t *table) insert(hash, low uint64, until uint32, c *Cutoff) {
 	home := t.home(hash)
-	g := &t.groups[home]
-	for zeros(g.tags) == 0 {
-		atomic.StoreUint64(&g.overflow, g.overflow|overflow(hash))
-		if home++; home == len(t.groups) {
+	l := &t.lines[home]
+	for l.head/taken&each == each {
+		atomic.StoreUint64(&l.head, l.head|1<<overflow(hash))
+		if home++; home == len(t.lines) {
 			home = 0
 		}
-		g = &t.groups[home]
+		l = &t.lines[home]
 	}
-	n := bits.TrailingZeros64(zeros(g.tags)) / 8
+	n := bits.TrailingZeros64(^l.head/taken&each) / 16
 	slot := home*slots + n
 	if t.cutoffs != nil {
 		t.cutoffs[slot].Store(c)
 	}
 	t.held++
 	atomic.StoreUint32(&t.until[slot], until)
-	g.ids[n] = id
-	atomic.StoreUint64(&g.tags, g.tags|tagged(hash)&(0xff<<(8*n)))
+	id := l.ids[n*idSize:]
+	binary.LittleEndian.PutUint64(id, low)
+	binary.LittleEndian.PutUint32(id[8:], uint32(hash>>8))
+	binary.LittleEndian.PutUint16(id[12:], uint16(hash>>40))
+	atomic.StoreUint64(&l.head, l.head|(taken|^hash&tag)<<(16*n))
 }
 
 // raise changes until when an identity is kept.
@@ -203,18 +229,29 @@ func (t *table) cutoff(slot int) *Cutoff {
 	return t.cutoffs[slot].Load()
 }
 
+// stands is what stands in a slot that is taken, as its hash and lower half.
+func (t *table) stands(slot int) (hash, low uint64) {
+	l, n := &t.lines[slot/slots], slot%slots
+	id := l.ids[n*idSize:]
+	middle := uint64(binary.LittleEndian.Uint32(id[8:])) | uint64(binary.LittleEndian.Uint16(id[12:]))<<32
+	return t.shard<<56 | middle<<8 | ^atomic.LoadUint64(&l.head)>>(16*n)%256, binary.LittleEndian.Uint64(id)
+}
+
 // id is what stands in a slot that is taken.
-func (t *table) id(slot int) token.ID { return t.groups[slot/slots].ids[slot%slots] }
+func (t *table) id(slot int) token.ID {
+	hash, low := t.stands(slot)
+	return token.ID{High: hash ^ mix(low, t.key), Low: low}
+}
 
 // taken walks over the slots that are taken.
 func (t *table) taken(yield func(slot int) bool) {
 	if t == nil {
 		return
 	}
-	for home := range t.groups {
-		tags := atomic.LoadUint64(&t.groups[home].tags)
+	for home := range t.lines {
+		head := atomic.LoadUint64(&t.lines[home].head)
 		for n := range slots {
-			if tags>>(8*n)%256 != 0 && !yield(home*slots+n) {
+			if head>>(16*n)&taken != 0 && !yield(home*slots+n) {
 				return
 			}
 		}
@@ -252,18 +289,18 @@ func (s *set) has(id token.ID) bool {
 	if t == nil {
 		return false
 	}
-	tags := tagged(hash)
 	for home := t.home(hash); ; home++ {
-		if home >= len(t.groups) {
+		if home >= len(t.lines) {
 			home = 0
 		}
-		g := &t.groups[home]
-		for same := zeros(atomic.LoadUint64(&g.tags) ^ tags); same != 0; same &= same - 1 {
-			if g.ids[bits.TrailingZeros64(same)/8] == id {
+		l := &t.lines[home]
+		head := atomic.LoadUint64(&l.head)
+		for s := matches(head, hash); s != 0; s &= s - 1 {
+			if l.is(s, hash, id.Low) {
 				return true
 			}
 		}
-		if atomic.LoadUint64(&g.overflow)&overflow(hash) == 0 {
+		if head>>overflow(hash)&1 == 0 {
 			return false
 		}
 	}
@@ -272,7 +309,7 @@ func (s *set) has(id token.ID) bool {
 func (s *set) lookup(id token.ID) (t *table, slot int, ok bool) {
 	hash := s.hash(id)
 	t = s.shard(hash).table.Load()
-	slot, ok = t.find(hash, id)
+	slot, ok = t.find(hash, id.Low)
 	return t, slot, ok
 }
 
@@ -295,9 +332,10 @@ func (s *set) cutoff(id token.ID) *Cutoff {
 }
 
 // put stores an identity that the table of its shard, of which the mutex is held,
-// does not have. A full table grows by a twelfth, or so that it takes its part of
+// does not have. A full table grows by a twentieth, or so that it takes its part of
 // what is known to follow.
-func (s *set) put(sh *shard, hash uint64, id token.ID, until uint32, c *Cutoff, follow int) {
+func (s *set) put(hash uint64, id token.ID, until uint32, c *Cutoff, follow int) {
+	sh := s.shard(hash)
 	t := sh.table.Load()
 	if t == nil || t.held == t.room() {
 		more := 0
@@ -306,10 +344,10 @@ func (s *set) put(sh *shard, hash uint64, id token.ID, until uint32, c *Cutoff, 
 		}
 		// Chance gives nearly no shard this much more than its part.
 		part := float64(follow) / shards
-		s.replace(sh, 0, max(more+1, int(part+4*math.Sqrt(max(part, 0)))), c != nil)
+		s.replace(index(hash), 0, max(more+1, int(part+4*math.Sqrt(max(part, 0)))), c != nil)
 		t = sh.table.Load()
 	}
-	t.insert(hash, id, until, c)
+	t.insert(hash, id.Low, until, c)
 	t.ages.add(until)
 	if c != nil {
 		s.bytes.Add(c.bytes())
@@ -319,7 +357,8 @@ func (s *set) put(sh *shard, hash uint64, id token.ID, until uint32, c *Cutoff, 
 // replace puts a table with room for more in the place of a shard's, of which the
 // mutex is held, without what is kept until before a time. It counts what it left
 // out.
-func (s *set) replace(sh *shard, past uint32, more int, cutoffs bool) (dropped int) {
+func (s *set) replace(shard int, past uint32, more int, cutoffs bool) (dropped int) {
+	sh := &s.shards[shard]
 	old := sh.table.Load()
 	held := 0
 	for slot := range old.taken {
@@ -329,7 +368,7 @@ func (s *set) replace(sh *shard, past uint32, more int, cutoffs bool) (dropped i
 	}
 	var t *table
 	if held+more > 0 {
-		t = newTable(held+more, cutoffs)
+		t = s.newTable(shard, held+more, cutoffs)
 	}
 	if t != nil && old != nil {
 		t.ages = old.ages
@@ -343,8 +382,8 @@ func (s *set) replace(sh *shard, past uint32, more int, cutoffs bool) (dropped i
 			}
 			continue
 		}
-		id := old.id(slot)
-		t.insert(s.hash(id), id, old.until[slot], old.cutoff(slot))
+		hash, low := old.stands(slot)
+		t.insert(hash, low, old.until[slot], old.cutoff(slot))
 	}
 	s.bytes.Add(t.bytes() - old.bytes())
 	sh.table.Store(t)
@@ -355,13 +394,14 @@ func (s *set) replace(sh *shard, past uint32, more int, cutoffs bool) (dropped i
 // shard; all of it, if room is short.
 func (s *set) sweep(past uint32, short bool) (dropped int) {
 	for i := range s.shards {
-		dropped += s.sweepShard(&s.shards[i], past, short)
+		dropped += s.sweepShard(i, past, short)
 	}
 	s.held.Add(-int64(dropped))
 	return dropped
 }
 
-func (s *set) sweepShard(sh *shard, past uint32, short bool) (dropped int) {
+func (s *set) sweepShard(shard int, past uint32, short bool) (dropped int) {
+	sh := &s.shards[shard]
 	sh.write.Lock()
 	defer sh.write.Unlock()
 	t := sh.table.Load()
@@ -375,7 +415,7 @@ func (s *set) sweepShard(sh *shard, past uint32, short bool) (dropped int) {
 	if t.expired(past, enough) < enough {
 		return 0
 	}
-	return s.replace(sh, past, 0, t.cutoffs != nil)
+	return s.replace(shard, past, 0, t.cutoffs != nil)
 }
 
 // trim gives back room that a wrong guess of what follows took.
@@ -384,7 +424,7 @@ func (s *set) trim() {
 		sh := &s.shards[i]
 		sh.write.Lock()
 		if t := sh.table.Load(); t != nil && t.room() > t.held+t.held/growPart+slots {
-			s.replace(sh, 0, t.held/(2*growPart), t.cutoffs != nil)
+			s.replace(i, 0, t.held/(2*growPart), t.cutoffs != nil)
 		}
 		sh.write.Unlock()
 	}

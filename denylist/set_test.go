@@ -30,7 +30,7 @@ func rebuild(s *set, shard, more int) {
 	sh.write.Lock()
 	defer sh.write.Unlock()
 	if t := sh.table.Load(); t != nil {
-		s.replace(sh, 0, more, t.cutoffs != nil)
+		s.replace(shard, 0, more, t.cutoffs != nil)
 	}
 }
 
@@ -154,7 +154,7 @@ func TestSetCollisions(t *testing.T) {
 	// All in one shard, so that they stand behind each other and around the end.
 	var all []token.ID
 	for n := uint64(0); len(all) < 500; n++ {
-		if id := identity(n); s.shard(s.hash(id)) == &s.shards[0] {
+		if id := identity(n); index(s.hash(id)) == 0 {
 			all = append(all, id)
 		}
 	}
@@ -174,9 +174,9 @@ func TestSetCollisions(t *testing.T) {
 // In a table without any room left each identity is found, that of zeros among them, and
 // nothing else, for which one read nearly always suffices.
 func TestTableFull(t *testing.T) {
-	for _, room := range []int{1, 6, 7, 12, 13, 50, 700, 50_000} {
+	for _, room := range []int{1, 2, 3, 6, 7, 12, 13, 50, 700, 50_000} {
 		s := &newList(math.MaxInt).denials[token.KindToken]
-		table := newTable(room, false)
+		table := s.newTable(0, room, false)
 		if table.room() < room || table.room() > room+slots {
 			t.Fatalf("there is room for %d, want %d", table.room(), room)
 		}
@@ -184,26 +184,27 @@ func TestTableFull(t *testing.T) {
 			if n != uint64(room)/2 {
 				id = identity(n)
 			}
+			id.High ^= s.hash(id) >> 56 << 56 // as the table is the first shard's
 			return s.hash(id), id
 		}
 		for n := range uint64(table.room()) {
 			hash, id := made(n)
-			if _, ok := table.find(hash, id); ok {
+			if _, ok := table.find(hash, id.Low); ok {
 				t.Fatal("found before it is there")
 			}
-			table.insert(hash, id, uint32(n+1), nil)
-			if slot, ok := table.find(hash, id); !ok || table.until[slot] != uint32(n+1) {
+			table.insert(hash, id.Low, uint32(n+1), nil)
+			if slot, ok := table.find(hash, id.Low); !ok || table.until[slot] != uint32(n+1) || table.id(slot) != id {
 				t.Fatalf("%d of %d is not found once it is there", n, room)
 			}
 		}
 		more := 0
 		for n := range uint64(3 * table.room()) {
 			hash, id := made(n)
-			slot, ok := table.find(hash, id)
+			slot, ok := table.find(hash, id.Low)
 			if held := n < uint64(table.room()); ok != held || held && (table.until[slot] != uint32(n+1) || table.id(slot) != id) {
 				t.Fatalf("%d of %d: %v, slot %d", n, table.room(), ok, slot)
 			}
-			if g := table.groups[table.home(hash)]; !ok && (zeros(g.tags^tagged(hash)) != 0 || g.overflow&overflow(hash) != 0) {
+			if head := table.lines[table.home(hash)].head; !ok && (matches(head, hash) != 0 || head>>overflow(hash)&1 != 0) {
 				more++
 			}
 		}
@@ -213,19 +214,47 @@ func TestTableFull(t *testing.T) {
 	}
 }
 
+// An identity that differs in any one bit from one that is held is another.
+func TestTableTellsEachBit(t *testing.T) {
+	s := &newList(math.MaxInt).denials[token.KindToken]
+	for n := range uint64(100) {
+		id := identity(n)
+		table := s.newTable(index(s.hash(id)), 1, false)
+		table.insert(s.hash(id), id.Low, math.MaxUint32, nil)
+		s.shards[index(s.hash(id))].table.Store(table)
+		if !s.has(id) {
+			t.Fatal("not found")
+		}
+		for bit := range 128 {
+			other := id
+			if bit < 64 {
+				other.Low ^= 1 << bit
+			} else {
+				other.High ^= 1 << (bit - 64)
+			}
+			if s.has(other) {
+				t.Fatalf("bit %d makes no difference", bit)
+			}
+		}
+		s.shards[index(s.hash(id))].table.Store(nil)
+	}
+}
+
 // A free slot is never looked into, whatever stands beside it: one that is being stored
 // must not be read. The identity of zeros would show it.
 func TestSetFreeSlots(t *testing.T) {
 	s := &newList(math.MaxInt).denials[token.KindToken]
-	for tag := range uint64(256) {
-		table := newTable(1, false)
-		table.insert(tag, identity(1), 1, nil)
+	for n := range uint64(1 << 11) {
+		table := s.newTable(0, 1, false)
+		table.insert(n<<20|n, 1, 1, nil)
 		s.shards[0].table.Store(table)
-		for other := range uint64(256) {
-			s.key = [2]uint64{1, other} // the hash of zeros is their product
-			if _, ok := table.find(other, token.ID{}); ok || s.has(token.ID{}) {
-				t.Fatalf("tag %d: a free slot is found by tag %d", tag, other)
+		for other := range uint64(1 << 11) { // with all else of zeros
+			if _, ok := table.find(other, 0); ok {
+				t.Fatalf("tag %d: a free slot is found by %d", n, other)
 			}
+		}
+		if s.has(token.ID{}) {
+			t.Fatalf("tag %d: a free slot is found", n)
 		}
 	}
 }
